@@ -7,6 +7,7 @@
     svll.losses                     the losses of both stages
     svll.KReciprocal, svll.QueryExpansion
                                     settings of `evaluate`
+    svll.__version__
 """
 
 import importlib
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # torch and Numba: importing svll stays cheap
     from svll.models.extractor import Extractor
 
 __version__ = "0.1.0"
-__all__ = ["KReciprocal", "QueryExpansion", "evaluate", "load", "losses", "rerank"]
+__all__ = ["KReciprocal", "QueryExpansion", "__version__", "evaluate", "load", "losses", "rerank"]
 
 MOVED = {
     "svll.preparing.prepare": "svll.runs.prepare.prepare",
@@ -42,7 +43,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)
 
 
 @named
@@ -53,15 +54,22 @@ def load(
     """Load trained weights for use: `svll.load(path).encode(images)`.
 
     Args:
-        path: a weights file, the folder of a finished run, or a published `.pth`.
+        path: a weights file, the folder of a finished run, a published `.pth`, or `svll-tiny`, the
+            shipped CLIP before any ReID training.
         device: where the model computes, such as `cuda`.
         batch: images encoded at a time.
         height, width, stride: input size and patch stride, if a published file lacks them.
 
     Loads no DeepSpeed or Ray. Raises UserError for other files.
+
+    >>> model = svll.load("svll-tiny")
+    >>> model
+    Extractor('svll-tiny', 64x32 pixels, 256-d features, cpu)
+    >>> model.encode([np.zeros((200, 90, 3), np.uint8)]).shape
+    (1, 256)
     """
     from svll.models.extractor import Extractor
     from svll.models.weights.load import model_from_file
 
     model = model_from_file(path, device, height=height, width=width, stride=stride)
-    return Extractor(model, batch=batch)
+    return Extractor(model, batch=batch, name=str(path))

@@ -19,15 +19,14 @@ from harness.base.files import write_json
 from harness.base.locks import job_id
 from harness.config.build import build
 from harness.config.recipes import read_recipe
-from harness.config.values import to_mapping
 from harness.runs.execute import Report
 from harness.runs.run import Run
 from harness.runs.takeovers import changed_settings
 from harness.training import ranks
 from harness.training.loop import Recording
 from harness.training.precision import use_full_precision
-from harness.training.writers import open_writers
-from svll import stage1, stage2
+from harness.training.writers import finish_curves, open_writers
+from svll import curves, stage1, stage2
 from svll.config import Config
 from svll.inputs import check_inputs, load_inputs
 from svll.scoring import final_metrics
@@ -45,7 +44,7 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
     set_up(config)
     place = config.run
     with open_writers(run, tensorboard=place.tensorboard, wandb=place.wandb,
-                      config=to_mapping(config)) as writers:
+                      about=curves.about(run, config)) as writers:
         inputs = load_inputs(run, config)
         check_inputs(inputs)
         recording = Recording(
@@ -58,8 +57,12 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
             model = stage2.tune_encoder(inputs, text, recording)
         with _memory_of("the test", "evaluation.batch"):
             result = final_metrics(inputs, model)
-    result["seconds"] = time.time() - started
-    ranks.on_leader(lambda: write_json(run.result_file, result))
+        result["seconds"] = time.time() - started
+        ranks.on_leader(lambda: write_json(run.result_file, result))
+        shape = config.data.width / config.data.height
+        finish_curves(writers, curves.final_scores(result), lambda: curves.ranked_images(
+            run.features_file, inputs.staged, shape
+        ))
     if ranks.rank() == 0 and not place.keep_checkpoints:
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # only a resume needs them
     return result

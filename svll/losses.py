@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = ["agreement_loss", "ntxent_loss", "simsiam_loss", "smooth_cross_entropy", "supcon_loss",
+           "triplet_loss"]
 Agreement = Literal["ntxent", "simsiam"]
 
 
@@ -19,9 +21,17 @@ def supcon_loss(a: Tensor, b: Tensor, labels_a: Tensor, labels_b: Tensor) -> Ten
 
     a [B, D], b [C, D], labels_a [B], labels_b [C]; features are used as they come, temperature 1
     (CLIP-ReID, eq. 5 and 6). Returns the mean over `a` of the mean log-likelihood of its positives.
-    Raises ValueError when a label of `a` does not occur in `labels_b`; labels on a GPU, which would
-    have to be waited for, are not checked.
+    Raises ValueError for shapes and devices that do not fit, and when a label of `a` does not occur
+    in `labels_b`; labels on a GPU, which would have to be waited for, are not checked.
+
+    >>> a, labels = torch.eye(2), torch.tensor([0, 1])
+    >>> supcon_loss(a, a, labels, labels)
+    tensor(0.3133)
     """
+    check_labelled(a, labels_a, "a", "labels_a")
+    check_labelled(b, labels_b, "b", "labels_b")
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"a and b must be as wide, got {list(a.shape)} and {list(b.shape)}")
     log_p = F.log_softmax(product(a, b), dim=1)
     positive = labels_a[:, None] == labels_b[None, :]
     count = positive.sum(dim=1)
@@ -36,10 +46,15 @@ def ntxent_loss(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
 
     a, b [B, D]: row i of each is a view of sample i; normalised here. Negatives are the other rows
     of both views; across ranks, gather the rows first. Returns the mean of both directions.
-    Raises ValueError, with both shapes, when they differ.
+    Raises ValueError, with both shapes, when they differ, and for a temperature not above 0.
+
+    >>> views = torch.eye(2)
+    >>> ntxent_loss(views, views, temperature=1.0)
+    tensor(0.5514)
     """
-    if a.shape != b.shape:
-        raise ValueError(f"views must have one shape, got {list(a.shape)} and {list(b.shape)}")
+    check_views(a, b)
+    if not temperature > 0:
+        raise ValueError(f"the temperature is {temperature}; it must be above 0")
     with torch.autocast(a.device.type, enabled=False):
         z = F.normalize(_full(torch.cat([a, b])), dim=1)
         logits = z @ z.T / temperature
@@ -65,10 +80,12 @@ def simsiam_loss(
 
     All [B, D], normalised here; no gradient reaches the targets. Returns the mean of both
     directions of the negative cosine, between -1 and 1. Raises ValueError when shapes differ.
+
+    >>> view = torch.eye(2)
+    >>> simsiam_loss(view, view, view, view)
+    tensor(-1.)
     """
-    shapes = {tuple(x.shape) for x in (predicted_a, predicted_b, target_a, target_b)}
-    if len(shapes) > 1:
-        raise ValueError(f"views must have one shape, got {sorted(shapes)}")
+    check_views(predicted_a, predicted_b, target_a, target_b)
     with torch.autocast(predicted_a.device.type, enabled=False):
         there = F.cosine_similarity(_full(predicted_a), _full(target_b).detach(), dim=1)
         back = F.cosine_similarity(_full(predicted_b), _full(target_a).detach(), dim=1)
@@ -81,9 +98,13 @@ def triplet_loss(features: Tensor, labels: Tensor, margin: float | None = 0.3) -
     features [B, D], labels [B]; Euclidean distances; identities may have unequal counts. A sample
     without a positive has itself (distance 0); `margin` None is the soft margin,
     log(1 + exp(d_ap - d_an)) (Hermans et al. 2017, section 2). Returns the mean over samples.
-    Raises ValueError as `check_negatives` does; labels on a GPU, which would have to be waited for,
-    are not checked.
+    Raises ValueError for shapes and devices that do not fit, and as `check_negatives` does; labels
+    on a GPU, which would have to be waited for, are not checked.
+
+    >>> triplet_loss(torch.tensor([[0.0], [1.0], [1.5]]), torch.tensor([0, 0, 1]))
+    tensor(0.2667)
     """
+    check_labelled(features, labels)
     if not labels.is_cuda:
         check_negatives(labels)
     same = labels[:, None] == labels[None, :]
@@ -93,6 +114,32 @@ def triplet_loss(features: Tensor, labels: Tensor, margin: float | None = 0.3) -
     if margin is None:
         return F.softplus(farthest - nearest).mean()
     return F.relu(farthest - nearest + margin).mean()
+
+
+def check_labelled(
+    features: Tensor, labels: Tensor, name: str = "features", labels_name: str = "labels"
+) -> None:
+    """Raise TypeError for what is no tensor, ValueError unless features are [B, D] and labels [B],
+    on one device."""
+    for key, value in ((name, features), (labels_name, labels)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{key}: give a tensor, not {type(value).__name__}")
+    if features.dim() != 2 or labels.shape != features.shape[:1]:
+        raise ValueError(f"{name} must be [B, D] and {labels_name} [B], got "
+                         f"{list(features.shape)} and {list(labels.shape)}")
+    if features.device != labels.device:
+        raise ValueError(f"{name} are on {features.device}, {labels_name} on {labels.device}; "
+                         "move them to one device")
+
+
+def check_views(*views: Tensor) -> None:
+    """Raise TypeError for what is no tensor, ValueError unless all are [B, D]."""
+    for view in views:
+        if not isinstance(view, Tensor):
+            raise TypeError(f"views: give tensors, not {type(view).__name__}")
+    shapes = [list(view.shape) for view in views]
+    if views[0].dim() != 2 or any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"views must have one shape [B, D], got {' and '.join(map(str, shapes))}")
 
 
 def check_negatives(labels: Tensor) -> None:
@@ -120,7 +167,12 @@ def smooth_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.1)
     """Cross-entropy with label smoothing: 1 - smoothing on the label, the rest spread over all N.
 
     logits [B, N], labels [B] (Szegedy et al. 2016, section 7). Returns the mean over samples.
+    Raises ValueError for shapes and devices that do not fit.
+
+    >>> smooth_cross_entropy(torch.zeros(1, 4), torch.tensor([0]))
+    tensor(1.3863)
     """
+    check_labelled(logits, labels, "logits")
     return F.cross_entropy(_full(logits), labels, label_smoothing=smoothing)
 
 

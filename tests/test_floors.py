@@ -17,7 +17,7 @@ FLOORS = {
         "base", "migration", "config", "losses", "prompt_augmentation", "prompt_quality",
         "evaluation.engine", "evaluation", "data.readers", "world", "data", "models.files",
         "models", "models.weights", "features", "reuse", "evaluation.feature_files", "inputs",
-        "scoring",
+        "scoring", "curves",
         "stage1", "stage2", "experiment", "runs", "reports.figures", "reports", "search",
     ),
 }

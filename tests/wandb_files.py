@@ -4,6 +4,7 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -36,3 +37,9 @@ def rows(attempt: list[Record]) -> list[dict[str, float]]:
         for record in attempt if record.HasField("history")
     ]
     return [{k: v for k, v in row.items() if not k.startswith("_")} for row in found]
+
+
+def summary(attempt: list[Record]) -> dict[str, Any]:
+    """The values that stand for a whole run, without what W&B adds and the last row's."""
+    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json)
+            for record in attempt if record.HasField("summary") for item in record.summary.update}

@@ -27,8 +27,9 @@ def write_summary(sweep: Sweep) -> None:
 def summary(sweep: Sweep, trials: Iterable[Trial]) -> dict[str, Any]:
     """Return what sweep.json holds, for some trials of the sweep."""
     return {
-        "file": sweep.file, "name": sweep.name, "backend": sweep.backend, "metric": sweep.metric,
-        "mode": sweep.mode, "objectives": dict(sweep.objectives), "words": list(sweep.words),
+        "file": sweep.file, "recipes": [*sweep.bases], "words": list(sweep.words),
+        "name": sweep.name, "backend": sweep.backend, "metric": sweep.metric,
+        "mode": sweep.mode, "objectives": dict(sweep.objectives),
         "search": {one.key: {one.kind: list(one.values)} for one in sweep.space.dimensions},
         "trials": [{"point": t.point, "seed": t.seed, "signature": t.signature} for t in trials],
     }

@@ -73,6 +73,18 @@ def upright(image: Image.Image) -> Image.Image:
     return plain.convert("RGB")
 
 
+def small_copy(path: str | os.PathLike[str], size: tuple[int, int]) -> Image.Image | None:
+    """Return a file's image, upright, of at most `size` (width, height); None if unreadable."""
+    try:
+        with Image.open(path) as file:
+            file.draft("RGB", (2 * max(size), 2 * max(size)))  # decodes large JPEGs at low size
+            small = upright(file)
+            small.thumbnail(size)
+            return small
+    except (UserError, *NO_IMAGE):
+        return None
+
+
 def _loaded(image: Image.Image) -> Image.Image:
     """Return a copy of an opened image."""
     if not isinstance(image, ImageFile.ImageFile):

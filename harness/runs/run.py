@@ -76,6 +76,13 @@ class Run:
     takeover_file, changes_file = _File("takeover.json"), _File("changes.json")
     """See `harness.runs.takeovers`."""
 
+    def __repr__(self) -> str:
+        try:
+            state = state_of(self)
+        except OSError:  # an object must be shown whatever the disk says
+            state = "unreadable"
+        return f"Run({str(self.folder)!r}, {state})"
+
     @property
     def name(self) -> str:
         """The sweep's or recipe's name and the signature."""

@@ -144,6 +144,13 @@ class SweepResults:
         sign = -1.0 if self.mode == "max" else 1.0
         return sorted(points, key=lambda point: (not point.is_whole, sign * point.mean))
 
+    def __repr__(self) -> str:
+        complete, best = [one for one in self.outcomes if one.value is not None], ""
+        if ranked := self.ranked():
+            best = f", best {self.metric} {ranked[0].mean:.4f}"
+        return (f"SweepResults({self.name!r}, {len(complete)} of {len(self.outcomes)} trials "
+                f"complete{best})")
+
     def sound(self) -> list[Ranked]:
         """Return the whole points, or all where there are none."""
         ranked = self.ranked()

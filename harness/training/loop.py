@@ -68,7 +68,7 @@ class Recording:
     score_key: str = ""
     """The metric, such as `validation.accuracy`, that is highest at the best checkpoint."""
     metrics: tuple[str, ...] = ()
-    """Metrics, by dotted key, in each epoch's log line and among the curves."""
+    """Metrics, by dotted key, that each epoch's line in the log shows."""
 
 
 def train(stage: Stage, run: Run, settings: EngineSettings, recording: Recording) -> nn.Module:
@@ -334,4 +334,4 @@ def record_line(run: Run, recording: Recording, line: dict[str, Any]) -> None:
     """Append a line of a step or an epoch to the metric log and to the curves; on rank 0 only."""
     run.log_metrics(line)
     for writer in recording.writers:
-        writer.write(scalars_of(line, recording.metrics), line["stage"], line["step"])
+        writer.write(scalars_of(line), line["stage"], line["step"])

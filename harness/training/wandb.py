@@ -14,10 +14,13 @@ from harness.base.errors import UserError
 from harness.base.files import read_json, write_json, write_text
 from harness.runs.run import Run
 from harness.runs.takeovers import changes
+from harness.training.about import About
 
 log = logging.getLogger(__name__)
 FINISH_S = 15.0
 """How long the end of a run waits for unsent data: the job may be killed soon."""
+LONGEST_NAME, LONGEST_TAG = 128, 64
+"""Characters that W&B takes."""
 
 
 def check_installed(project: str) -> None:
@@ -34,7 +37,7 @@ class WandbWriter:
     connection or a login, all data stays in the run folder's wandb/, as with WANDB_MODE=offline.
     """
 
-    def __init__(self, run: Run, project: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, run: Run, project: str, about: About) -> None:
         # also stops it from asking for a login, while all ranks would wait
         os.environ.setdefault("WANDB_SILENT", "true")
         self._axes: dict[str, str] = {}
@@ -42,7 +45,7 @@ class WandbWriter:
         self._sent: dict[str, int] = {}
         try:
             self._sent = sent_steps(run)
-            self._run = _start(run, project, config)
+            self._run = _start(run, project, about)
         except Exception as error:  # any error: curves are never worth a run
             log.warning(
                 "W&B: %s; curves are kept offline, and `wandb sync %s/wandb/offline-*` sends them "
@@ -53,7 +56,7 @@ class WandbWriter:
                 import wandb
 
                 wandb.teardown()  # its process still counts the run that it could not start
-                self._run = _start(run, project, config, mode="offline")
+                self._run = _start(run, project, about, mode="offline")
 
     def write(self, scalars: Mapping[str, float], stage: str, step: int) -> None:
         """Send numbers by name at a step, which is counted within the stage."""
@@ -67,6 +70,15 @@ class WandbWriter:
                     self._run.define_metric(f"{part}/*", step_metric=axis)
                     self._axes[part] = axis
             self._run.log({**scalars, axis: step})
+
+    def finish(self, scores: Mapping[str, float], images: Mapping[str, Any]) -> None:
+        """Send a complete run's scores, as its summary, and images [h, w, 3] by name."""
+        with self._giving_up_on_failure():
+            if self._run is not None:
+                from wandb import Image
+
+                self._run.summary.update(scores)
+                self._run.log({name: Image(image) for name, image in images.items()})
 
     def close(self, *, failed: bool) -> None:
         """End the W&B run; one that `failed` or was stopped is marked, and may be resumed later."""
@@ -101,17 +113,20 @@ def sent_steps(run: Run) -> dict[str, int]:
     return sent
 
 
-def _start(run: Run, project: str, config: Mapping[str, Any], **options: Any) -> Any:
+def _start(run: Run, project: str, about: About, **options: Any) -> Any:
     import wandb  # most of a second
 
     id_file = run.folder / "wandb_id.txt"  # unique, and the same in each attempt
     if not id_file.exists():
-        name = re.sub(r"[^\w.-]", "-", run.name)
-        write_text(id_file, f"{name}-{uuid.uuid4().hex[:8]}\n")
+        plain = re.sub(r"[^\w.-]", "-", run.name)
+        write_text(id_file, f"{plain}-{uuid.uuid4().hex[:8]}\n")
+    group = run.folder.parent.name
+    given = os.environ.get("WANDB_TAGS", "").split(",")
+    tags = dict.fromkeys(tag.strip()[:LONGEST_TAG] for tag in (*about.tags, *given))
     return wandb.init(
-        project=project, config=dict(config), dir=run.folder, resume="allow",
-        id=id_file.read_text(encoding="utf-8").strip(), name=run.name,
-        group=run.folder.parent.name, reinit="create_new",
+        project=project, config=dict(about.config), dir=run.folder, resume="allow",
+        id=id_file.read_text(encoding="utf-8").strip(), tags=[tag for tag in tags if tag],
+        name=f"{group} {about.label}".strip()[:LONGEST_NAME], group=group, reinit="create_new",
         # the run has its own log file, and bars need the terminal unchanged
         settings=wandb.Settings(console="off", finish_timeout=FINISH_S), **options,
     )

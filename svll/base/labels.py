@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.base.errors import UserError
+
 SAVE = "save labels as int64"
 
 
 def on_host(values: Any) -> Any:
-    """Return values as numpy takes them: tensors on a GPU are copied, also those of a list."""
+    """Return values as numpy takes them: tensors on a GPU are copied, also those of a list. Raises
+    UserError for tensors without numbers."""
     if isinstance(values, list | tuple):
         return [on_host(value) for value in values]
+    if getattr(values, "is_meta", False):
+        raise UserError("labels are on the device meta, which holds no numbers")
     return values.cpu() if hasattr(values, "cpu") else values
 
 

@@ -25,7 +25,11 @@ from svll.evaluation.engine.shared_work import Share
 
 @dataclass(frozen=True)
 class QueryExpansion:
-    """Settings of query expansion."""
+    """Settings of query expansion.
+
+    >>> svll.QueryExpansion(count=3)
+    QueryExpansion(count=3, alpha=0.0)
+    """
 
     count: int = 5
     """Number of nearest gallery images."""

@@ -1,5 +1,6 @@
 """A query and a gallery to be compared, and the checks that every comparison needs."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from svll.base.feature_file import FeatureGroup
 from svll.base.labels import on_host
 from svll.evaluation.engine.feature_rows import JUNK, Integers, Rows
 
+NUMBERS = re.compile(r"(b?float|longdouble|u?int)\d*(_e\w+)?|bool")
+"""Names of types that can be compared as float32."""
 SIDES = ("query", "gallery")
 ONE_CAMERA = "with one camera only, set protocol to all_gallery"
 """Advice where a protocol of several cameras leaves nothing."""
@@ -43,8 +46,14 @@ def group_of(
 ) -> FeatureGroup:
     """Return features [n, D] with labels of any kind; cameras default to 0; names such as paths."""
     if cameras is None:
-        cameras = np.zeros(len(features), np.int64)
+        cameras = np.zeros(row_count(features), np.int64)
     return FeatureGroup(features, integers(identities), integers(cameras), paths=names)
+
+
+def row_count(features: Any) -> int:
+    """Return the number of rows; 0 for what `faults` refuses."""
+    shape = getattr(features, "shape", ())
+    return int(shape[0]) if shape else 0
 
 
 def integers(values: ArrayLike) -> Integers:
@@ -56,8 +65,8 @@ def integers(values: ArrayLike) -> Integers:
 def faults(pair: Pair) -> list[str]:
     """Return what is wrong with the shapes and types of features and labels."""
     sides = dict(zip(SIDES, pair[:2], strict=True))
-    found = [f"{name} features are of type {type(side.features).__name__}; give an array or tensor"
-             for name, side in sides.items() if not hasattr(side.features, "shape")]
+    found = [f"{name} features {why}" for name, side in sides.items()
+             if (why := _why_no_rows(side.features))]
     if found:
         return found
     shapes = {name: tuple(side.features.shape) for name, side in sides.items()}
@@ -70,11 +79,28 @@ def faults(pair: Pair) -> list[str]:
     for kind in ("identities", "cameras"):
         for name, side in sides.items():
             values, rows = getattr(side, kind), list(shapes[name][:1])
+            if not rows:
+                continue
             if list(values.shape) != rows:
                 found.append(f"{name} {kind} have shape {list(values.shape)}; expected {rows}")
             elif values.dtype.kind != "i":
                 found.append(f"{name} {kind} are {values.dtype}; expected integers")
     return found
+
+
+def _why_no_rows(features: Any) -> str:
+    """Say why a value is no array or tensor of numbers; "" if it is one."""
+    if not hasattr(features, "shape"):
+        return f"are of type {type(features).__name__}; give an array or tensor"
+    if getattr(features, "is_meta", False):
+        return "are on the device meta, which holds no numbers"
+    if str(getattr(features, "layout", "torch.strided")) != "torch.strided":
+        return "are sparse; give features.to_dense()"
+    dtype = getattr(features, "dtype", np.dtype(float))
+    name = np.dtype(dtype).name if isinstance(dtype, np.dtype) else str(dtype)
+    if not NUMBERS.fullmatch(name.removeprefix("torch.")):
+        return f"are {name}; give real numbers, such as float32"
+    return ""
 
 
 def check_pair(pair: Pair) -> None:

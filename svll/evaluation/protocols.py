@@ -68,6 +68,14 @@ def evaluate_ranking(
 
     Raises UserError for shapes and values that do not fit, rows that are not finite, and when no
     query has a match; TypeError for an unknown argument.
+
+    >>> gallery = np.array([[1.0, 0.1], [0.2, 1.0], [0.9, 0.5]])
+    >>> result = svll.evaluate(np.eye(2), gallery, [0, 1], [1, 1, 0], top_k=1)
+    >>> result
+    RankingResult(mAP 0.6667, mINP 0.5833, Rank-1 0.5000, 2 queries)
+    >>> result.nearest
+    array([[0],
+           [1]])
     """
     if protocol == "random_gallery":
         query, query_identities = gallery, gallery_identities
@@ -103,12 +111,12 @@ def _usable(protocol: str | None, query_cameras: bool, gallery_cameras: bool) ->
 def _check_labels(**given: Any) -> None:
     """Raise UserError for integers that their type may have changed, such as -1 in uint8."""
     for name, values in given.items():
-        array = np.asarray(on_host(values))
-        if array.dtype.kind in "iu":
-            try:
+        try:
+            array = np.asarray(on_host(values))
+            if array.dtype.kind in "iu":
                 whole_numbers(array)
-            except ValueError as error:
-                raise UserError(f"{name}: {error}") from None
+        except (UserError, ValueError) as error:  # also for lists of lists of other lengths
+            raise UserError(f"{name}: {error}") from None
 
 
 def evaluate_protocol(

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.base.errors import UserError, named
+from harness.base.units import counted
 from svll.evaluation.engine.comparison import ChunkResult, Comparison
 from svll.evaluation.engine.feature_rows import STRANGER, Floats, Integers, Rows
 from svll.evaluation.engine.kernels import Extras, Float32
@@ -30,7 +31,7 @@ from svll.evaluation.engine.matches import Chunk, Matches
 from svll.evaluation.engine.products import Products
 from svll.evaluation.engine.shared_work import Share
 from svll.evaluation.expansion import QueryExpansion, expand_queries
-from svll.evaluation.pair import Pair, faults, group_of, is_integer, why_no_match
+from svll.evaluation.pair import Pair, faults, group_of, is_integer, row_count, why_no_match
 from svll.evaluation.reranking import KReciprocal, Neighbours, Reranking
 
 Metric = Literal["euclidean", "cosine"]
@@ -86,6 +87,10 @@ class RankingResult:
     zero_rows: tuple[Integers, Integers] = (NO_ROWS, NO_ROWS)
     """Rows of query and gallery whose features are all zero; of draws, those of the first."""
 
+    def __repr__(self) -> str:
+        scores = f"mAP {self.mAP:.4f}, mINP {self.mINP:.4f}, Rank-1 {self.cmc[0]:.4f}"
+        return f"RankingResult({scores}, {counted(self.queries, 'query', 'queries')})"
+
     @property
     def mean_precision(self) -> Floats:
         """[Q], the average precision, over the draws in which an image was a query; NaN if none."""
@@ -127,6 +132,10 @@ class Reranked:
     distances: Floats
     """[Q, top_k], the final distances; inf where there is none."""
 
+    def __repr__(self) -> str:
+        queries, nearest = self.nearest.shape
+        return f"Reranked({counted(queries, 'query', 'queries')}, {nearest} nearest of each)"
+
 
 @named
 def rerank(
@@ -139,9 +148,14 @@ def rerank(
     are those of `KReciprocal`; `top_k` is the number of gallery images returned per query. Raises
     UserError for shapes that do not fit, invalid values, and rows that are not finite. For mAP and
     CMC of re-ranked features: `evaluate_ranking(..., rerank=KReciprocal())`.
+
+    >>> gallery = np.array([[1.0, 0.1], [0.2, 1.0], [0.9, 0.5]])
+    >>> svll.rerank(np.eye(2), gallery, k1=2, k2=1, top_k=2).nearest
+    array([[0, 2],
+           [1, 2]])
     """
     setting = KReciprocal(k1, k2, weight)
-    strangers, known = np.full(len(query), STRANGER), np.zeros(len(gallery), np.int64)
+    strangers, known = np.full(row_count(query), STRANGER), np.zeros(row_count(gallery), np.int64)
     pair = Pair(group_of(query, strangers), group_of(gallery, known))
     options = Options(normalise=normalise, top_k=top_k)
     _check(pair, options, least=1)

@@ -50,7 +50,11 @@ KEPT_BYTES = 2**30
 
 @dataclass(frozen=True)
 class KReciprocal:
-    """Settings of the re-ranking; the defaults are the paper's."""
+    """Settings of the re-ranking; the defaults are the paper's.
+
+    >>> svll.KReciprocal(k1=30)
+    KReciprocal(k1=30, k2=6, weight=0.3)
+    """
 
     k1: int = 20
     """Number of nearest images that may be reciprocal neighbours."""

@@ -42,8 +42,14 @@ Picture: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 class Extractor:
     """A trained model with its image preprocessing; it encodes `batch` images at a time."""
 
-    def __init__(self, model: LoadedModel, *, batch: int = 64) -> None:
-        self.model, self.batch = model, batch
+    def __init__(self, model: LoadedModel, *, batch: int = 64, name: str = "") -> None:
+        """name: what shows that model, such as its path."""
+        self.model, self.batch, self.name = model, batch, name
+
+    def __repr__(self) -> str:
+        model = self.model
+        return (f"Extractor({self.name!r}, {model.height}x{model.width} pixels, "
+                f"{model.feature_width}-d features, {model.device})")
 
     def encode(
         self, images: Picture | Sequence[Picture], camera: int | Sequence[int] | None = None,
@@ -65,8 +71,7 @@ class Extractor:
             order.append(rows)
             found.append(self.encode_batch(batch, None if places is None else places[rows]))
         if not found:
-            image = torch.zeros(1, 3, self.model.height, self.model.width)
-            return self.encode_batch(image)[:0].numpy()  # none, as wide as its feature
+            return np.empty((0, self.model.feature_width), np.float32)
         return _in_order(order, found).numpy()
 
     def read(self, paths: Sequence[str], broken: list[Fault]) -> Batches:

@@ -132,6 +132,11 @@ class ReIDModel(nn.Module):
         super().__init__()
         self.encoder, self.side = encoder, side
 
+    @property
+    def feature_width(self) -> int:
+        """The numbers W + D of a test feature."""
+        return self.encoder.width + self.encoder.out
+
     def forward(
         self, images: Tensor, camera: Tensor | None = None, view: Tensor | None = None
     ) -> ImageFeatures:

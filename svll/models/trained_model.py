@@ -45,6 +45,11 @@ class LoadedModel(nn.Module):
         """Where the model computes; inputs may be anywhere."""
         return next(self.parameters()).device
 
+    @property
+    def feature_width(self) -> int:
+        """The numbers D of a feature."""
+        return int(self.image.feature_width)
+
     def encode_image(
         self, images: Tensor, camera: Tensor | None = None, view: Tensor | None = None
     ) -> Tensor:

@@ -3,10 +3,7 @@
 import io
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
-from harness.base.errors import UserError
-from harness.images.pixels import NO_IMAGE, upright
+from harness.images.pixels import small_copy
 from harness.reporting.page import Html, element, image
 
 HEIGHT, MOST_WIDTH = 96, 144  # largest size in pixels; proportions are kept
@@ -57,12 +54,8 @@ def find(path: str, root: Path | None) -> Path:
 
 def thumbnail(path: Path, size: tuple[int, int] = (MOST_WIDTH, HEIGHT)) -> bytes | None:
     """Return a JPEG of an image, upright, of at most `size` (width, height); None if unreadable."""
-    try:
-        with Image.open(path) as file:
-            file.draft("RGB", (2 * max(size), 2 * max(size)))  # decodes large JPEGs at low size
-            small = upright(file)
-            small.thumbnail(size)
-    except (UserError, *NO_IMAGE):
+    small = small_copy(path, size)
+    if small is None:
         return None
     data = io.BytesIO()
     small.save(data, "JPEG", quality=QUALITY)

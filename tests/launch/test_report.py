@@ -207,7 +207,7 @@ def test_a_sweep_is_written_as_an_optuna_study_and_other_files_stay(
     assert told.startswith(f"error: {notes}: exists and is not a study of the sweep in {sweep}; ")
     status, _, told = call(sweep / "0.0-1", "--study", journal)
     assert (status, told) == (
-        1, "error: --study takes one sweep: give its folder, the one with sweep.json\n"
+        2, "error: --study takes one sweep: give its folder, the one with sweep.json\n"
     )
 
 

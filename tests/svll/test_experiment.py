@@ -1,17 +1,20 @@
 """One run, whole: on the tiny world, with the shipped tiny CLIP."""
 
+import io
 import json
 import math
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 import svll.features.extract
@@ -31,7 +34,7 @@ from svll.experiment import _memory_of
 from svll.experiment import run as experiment
 from svll.runs.make_features import run_features
 from tests.tiny_run import tiny_run
-from tests.wandb_files import records, rows
+from tests.wandb_files import records, rows, summary
 
 SMALL = (
     "data.height=32", "data.width=16", "data.world.test_identities=4", "run.tensorboard=false",
@@ -114,24 +117,28 @@ def test_a_run_convolves_in_full_float32(finished: Run) -> None:
     assert kind.fp32_precision in ("none", "ieee")
 
 
-def test_tensorboard_and_w_and_b_get_every_line_of_the_metric_log(finished: Run) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def numbers_in(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    """Every number in nested JSON, by the path to it."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from numbers_in(item, f"{name}/{key}")
+    elif isinstance(value, int | float):
+        yield name, value
 
+
+def test_tensorboard_and_w_and_b_get_every_number_of_the_metric_log(finished: Run) -> None:
     drawn: dict[str, list[tuple[int, float]]] = {}
     lines = finished.metrics()
     for line in lines:
-        stage = line["stage"]
-        values = {f"{stage}/loss": line["loss"], f"{stage}/lr": line["lr"]}
-        values |= {f"{stage}/losses/{name}": value for name, value in line["losses"].items()}
-        for part in {"prompts", "validation"} & line.keys():
-            values[f"{part}/mAP"] = line[part]["mAP"]
-        for name, value in values.items():
-            drawn.setdefault(name, []).append((line["step"], value))
+        for key in line.keys() - {"step"}:
+            start = key if key in ("prompts", "validation") else f"{line['stage']}/{key}"
+            for name, value in numbers_in(line[key], start):
+                drawn.setdefault(name, []).append((line["step"], value))
+    assert {"prompts/margin", "validation/cmc/1", "stage2/images_per_s"} <= drawn.keys()
 
     found: dict[str, list[tuple[int, float]]] = {}
     for stage in ("stage1", "stage2"):
-        board = EventAccumulator(str(finished.tensorboard / stage))
-        board.Reload()
+        board = board_of(finished, stage)
         for name in board.Tags()["scalars"]:
             found.setdefault(name, []).extend((e.step, e.value) for e in board.Scalars(name))
     assert found.keys() == drawn.keys()
@@ -141,16 +148,39 @@ def test_tensorboard_and_w_and_b_get_every_line_of_the_metric_log(finished: Run)
     (attempt,) = records(finished.folder)
     sent: dict[str, list[tuple[int, float]]] = {}
     axes = {r.metric.glob_name: r.metric.step_metric for r in attempt if r.HasField("metric")}
-    for row in rows(attempt):
+    *curves, _ = rows(attempt)  # the last one has the images
+    for row in curves:
         for name in row.keys() - {"stage1/step", "stage2/step"}:
             step = int(row[axes[f"{name.partition('/')[0]}/*"]])
             sent.setdefault(name, []).append((step, row[name]))
     assert sent == drawn
-    assert len(rows(attempt)) == len(lines)
+    assert len(curves) == len(lines)
     (about,) = [record.run for record in attempt if record.HasField("run")]
     config = {item.key: json.loads(item.value_json) for item in about.config.update}
     del config["_wandb"]
     assert config == yaml.safe_load(finished.config_file.read_text())
+
+
+def test_tensorboard_and_w_and_b_get_the_final_test_and_ranked_images(finished: Run) -> None:
+    score = (finished.result() or {})["mAP"]
+    board, (attempt,) = board_of(finished, "result"), records(finished.folder)
+    assert board.Scalars("result/mAP")[0].value == pytest.approx(score, rel=1e-6)
+    assert summary(attempt)["result/mAP"] == score
+    assert "_hparams_/session_start_info" in board.PluginTagToContent("hparams")
+    [name] = board.Tags()["images"]
+    [picture] = finished.folder.glob("wandb/offline-*/files/media/images/result/*.png")
+    assert np.array_equal(
+        np.asarray(Image.open(io.BytesIO(board.Images(name)[0].encoded_image_string))),
+        np.asarray(Image.open(picture)),
+    )
+
+
+def board_of(run: Run, part: str) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run.tensorboard / f"{part} seed=1234"))
+    board.Reload()
+    return board
 
 
 def test_the_result_is_what_the_features_file_gives(finished: Run) -> None:

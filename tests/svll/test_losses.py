@@ -164,7 +164,7 @@ def test_no_gradient_reaches_simsiams_targets() -> None:
 
 
 def test_simsiam_of_different_shapes_names_them() -> None:
-    with pytest.raises(ValueError, match=r"\(2, 5\), \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"\[3, 5\] and \[2, 5\]"):
         simsiam_loss(features(3), features(3), features(3), features(2))
 
 
@@ -287,3 +287,28 @@ def test_half_precision_features_are_compared_in_full_precision() -> None:
     ]:
         assert half.dtype == torch.float32
         assert half.item() == pytest.approx(full.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda x, y: triplet_loss(x, y[:2]), r"features must be \[B, D\] and labels \[B\], got "
+     r"\[4, 5\] and \[2\]"),
+    (lambda x, y: triplet_loss(x.to("meta"), y), "features are on meta, labels on cpu; move them"),
+    (lambda x, y: supcon_loss(x, x[:, :2], y, y), r"a and b must be as wide, got \[4, 5\] and "
+     r"\[4, 2\]"),
+    (lambda x, y: supcon_loss(x, x, y, y[None]), r"b must be \[B, D\] and labels_b \[B\]"),
+    (lambda x, y: smooth_cross_entropy(x[0], y), r"logits must be \[B, D\] and labels \[B\]"),
+    (lambda x, y: ntxent_loss(x, x, 0.0), "the temperature is 0.0; it must be above 0"),
+    (lambda x, y: ntxent_loss(x[0], x[0]), r"views must have one shape \[B, D\], got \[5\]"),
+])
+def test_tensors_that_do_not_fit_are_refused_with_their_shapes_or_devices(
+    call: Callable[[Tensor, Tensor], Tensor], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(features(4), torch.tensor([0, 0, 1, 1]))
+
+
+def test_arrays_of_numpy_are_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="features: give a tensor, not ndarray"):
+        triplet_loss(features(4).numpy(), torch.tensor([0, 0, 1, 1]))
+    with pytest.raises(TypeError, match="views: give tensors, not list"):
+        ntxent_loss([[1.0]], [[1.0]])  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """The names that users call: what they are, what they say of themselves, and what importing costs.
 """
 
+import doctest
 import importlib
 import inspect
 import subprocess
@@ -19,14 +20,18 @@ import torch
 
 import svll
 from harness.base.errors import UserError
+from harness.base.files import write_json
 from harness.runs.execute import load_function
 from harness.runs.run import Run
+from harness.sweeps.sweep_results import read_outcomes
 from svll.evaluation import KReciprocal, evaluate_ranking
 from svll.evaluation.bootstrap import interval
 from svll.evaluation.multi_query import average_queries
 from svll.evaluation.pair import Pair, group_of
 from svll.evaluation.protocols import evaluate_draws
 from svll.evaluation.verification import verify
+from svll.models.clip import load_clip
+from svll.models.reid import ReIDModel
 from tests.gpu.emulator import emulated
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +46,7 @@ def test_the_public_names_are_there_after_a_cheap_import() -> None:
     program = (
         "import sys, svll\n"
         "assert not {'torch', 'numba'} & set(sys.modules)\n"
-        "assert set(svll.__all__) <= set(dir(svll))\n"
+        "assert dir(svll) == sorted(svll.__all__)\n"
         "for name in svll.__all__: getattr(svll, name)\n"
         "svll.losses.triplet_loss\n"
     )
@@ -72,6 +77,53 @@ def test_the_version_is_that_of_the_package() -> None:
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "svll.__version__"}
     with suppress(PackageNotFoundError):  # run from the source alone
         assert version("svll-reid") == svll.__version__
+
+
+PUBLIC = [
+    svll.evaluate, svll.load, svll.rerank, svll.KReciprocal, svll.QueryExpansion,
+    *(getattr(svll.losses, name) for name in svll.losses.__all__ if name != "agreement_loss"),
+]
+
+
+@pytest.mark.parametrize("thing", PUBLIC, ids=lambda thing: thing.__name__)
+def test_every_public_name_has_an_example_that_gives_what_it_says(thing: Any) -> None:
+    names = {"svll": svll, "np": np, "torch": torch, thing.__name__: thing}
+    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
+    [example] = finder.find(thing, globs=names)
+    assert example.examples
+    assert not runner.run(example).failed
+
+
+def test_a_model_a_run_an_evaluation_and_a_sweep_say_what_they_are(tmp_path: Path) -> None:
+    query, gallery = features()
+    labels = np.arange(12) % 3, np.arange(50) % 3
+    result = svll.evaluate(query, gallery, *labels)
+    assert repr(result) == (
+        f"RankingResult(mAP {result.mAP:.4f}, mINP {result.mINP:.4f}, "
+        f"Rank-1 {np.mean(result.first_rank == 1):.4f}, 12 queries)"
+    )
+    assert repr(svll.rerank(query, gallery, top_k=3)) == "Reranked(12 queries, 3 nearest of each)"
+    run = Run(tmp_path / "loss_weights" / "a")
+    assert repr(run) == f"Run('{run.folder}', new)"
+    run.set_status("stopped", pruned=True)
+    assert repr(run) == f"Run('{run.folder}', ended early)"
+    write_json(run.result_file, {"validation": {"mAP": 0.75}})
+    write_json(run.folder.parent / "sweep.json", {
+        "name": "loss_weights", "metric": "validation.mAP", "mode": "max",
+        "trials": [{"point": {}, "seed": 1, "signature": name} for name in ("a", "b")],
+    })
+    assert repr(read_outcomes(run.folder.parent)) == (
+        "SweepResults('loss_weights', 1 of 2 trials complete, best validation.mAP 0.7500)"
+    )
+
+
+def test_the_shipped_model_is_loaded_by_its_name_as_runs_start_from_it() -> None:
+    images = torch.rand(2, 3, 64, 32)
+    clip = load_clip("svll-tiny", "shipped", height=64, width=32, stride=8)
+    expected = ReIDModel(clip.image.eval(), None).encode_image(images)
+    found = svll.load("svll-tiny")
+    assert torch.equal(found.model.encode_image(images), expected)
+    assert found.model.feature_width == expected.shape[1]
 
 
 @pytest.mark.parametrize("function", [svll.evaluate, svll.rerank, svll.load])
@@ -152,6 +204,36 @@ def test_wrong_arguments_are_told_in_the_words_of_the_call() -> None:
         svll.rerank(query, gallery, topk=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"load\(\) has no argument 'heigth'; did you mean height"):
         svll.load("weights", heigth=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda rows: 3, "query features are of type int; give an array or tensor"),
+    (lambda rows: rows.tolist(), "query features are of type list; give an array or tensor"),
+    (lambda rows: np.float64(1), r"query features have shape \[\]; expected \[images, width\]"),
+    (lambda rows: rows[0], r"query features have shape \[6\]; expected \[images, width\]"),
+    (lambda rows: rows.astype(complex), "query features are complex128; give real numbers"),
+    (lambda rows: rows.astype(object), "query features are object; give real numbers"),
+    (lambda rows: torch.zeros(12, 6, device="meta"), "on the device meta, which holds no numbers"),
+    (lambda rows: torch.zeros(12, 6).to_sparse(), "query features are sparse; give .*to_dense"),
+    (lambda rows: np.full((12, 6), np.nan), "query features: rows 0, 1, 2.* hold NaN"),
+])
+def test_what_is_no_table_of_numbers_is_refused_by_ranking_and_re_ranking(
+    change: Callable[[Any], Any], message: str
+) -> None:
+    query, gallery = features()
+    with pytest.raises(UserError, match=message):
+        svll.rerank(change(query), gallery)
+    with pytest.raises(UserError, match=message):
+        svll.evaluate(change(query), gallery, np.arange(12) % 3, np.arange(50) % 3)
+
+
+@pytest.mark.parametrize(("labels", "message"), [
+    (torch.zeros(12, device="meta"), "query_identities: labels are on the device meta"),
+    ([[1], [2, 3], *[[4]] * 10], "query_identities: .*inhomogeneous"),
+])
+def test_labels_that_cannot_be_read_are_refused_by_name(labels: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        svll.evaluate(*features(), labels, np.arange(50) % 3)
 
 
 @pytest.mark.parametrize("old", svll.MOVED)

@@ -13,14 +13,15 @@ from harness.base.errors import UserError
 from harness.base.paths import SAFETENSORS, expanded, refuse
 from harness.config.build import build
 from harness.config.fields import text_fields
+from harness.config.recipes import read_recipe
 from harness.config.sources import as_given_now, settings_of
 from harness.config.yaml_files import parse
 from harness.runs.run import Run
 from svll.base.records import usual_first_camera
-from svll.config import Config
+from svll.config import RECIPES, Config
 from svll.data.datasets import trained_on
 from svll.data.side_labels import SideLabels, owner
-from svll.models.clip import empty_model, image_encoder, model_config
+from svll.models.clip import TINY, empty_model, image_encoder, load_clip, model_config
 from svll.models.files.checkpoint import Kind, model_among, read_checkpoint
 from svll.models.files.openai_archive import is_archive
 from svll.models.files.state_dict import StateDict
@@ -41,7 +42,8 @@ def model_from_file(
     path: str | Path, device: str | torch.device = "cpu", *,
     height: int | None = None, width: int | None = None, stride: int | None = None,
 ) -> LoadedModel:
-    """Load a run's weights (file or run folder) or a `.pth` of CLIP-ReID, SVLL-ReID or TransReID.
+    """Load a run's weights (file or run folder), a `.pth` of CLIP-ReID, SVLL-ReID or TransReID, or
+    by its name the shipped CLIP before any ReID training.
 
     `height`, `width` and `stride` are for a published file whose number of positions leaves them
     open. Raises UserError for a device that torch cannot use, and, naming the file, when it is
@@ -49,6 +51,8 @@ def model_from_file(
     another size or not finite.
     """
     _check_device(device)
+    if str(path) == TINY and not Path(path).exists():
+        return _shipped().requires_grad_(False).eval().to(device)
     file = Path(expanded(str(path)))
     if file.is_dir():
         file = Run(file).weights_file
@@ -66,6 +70,15 @@ def model_from_file(
     else:
         model = transreid_model(state, given)
     return model.requires_grad_(False).eval().to(device)
+
+
+def _shipped() -> LoadedModel:
+    """Return the tiny CLIP as the recipe `synthetic` starts from it."""
+    config = build(Config, read_recipe(RECIPES / "synthetic.yaml", Config))
+    data, model = config.data, config.model
+    clip = load_clip(TINY, "shipped", height=data.height, width=data.width, stride=model.stride)
+    return LoadedModel(ReIDModel(clip.image, None), None, height=data.height, width=data.width,
+                       mean=data.mean, std=data.std, side_labels=SideLabels({}, {}), identities=0)
 
 
 def _check_device(device: str | torch.device) -> None:

@@ -69,6 +69,7 @@ class TransReID(nn.Module):
                 nn.Sequential(_block(tensors, width), nn.LayerNorm(width, eps=1e-6))
                 for _ in range(2)
             )
+        self.feature_width = width * (1 + PARTS if self.is_jigsaw else 1)
         # base.fc is an ImageNet classifier that nothing uses
         used = {
             name: value for name, value in state.tensors.items()

@@ -10,16 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from harness.base.errors import UserError
 from harness.base.files import write_json
 from harness.runs.run import Run
 from harness.training.wandb import check_installed, sent_steps
-from tests.wandb_files import records, rows
+from tests.wandb_files import records, rows, summary
 
 ROOT = Path(__file__).parents[3]
 SCALARS = {"stage1/loss": 0.5, "prompts/mAP": 0.25}
+SCORES = {"result/accuracy": 0.75}
+PICTURE = "np.full((2, 3, 3), 7, np.uint8)"
 
 
 def run_script(folder: Path, lines: str, **environment: str) -> str:
@@ -27,12 +31,15 @@ def run_script(folder: Path, lines: str, **environment: str) -> str:
     script = f"""
 import json, logging, os, signal, subprocess, sys, time
 from pathlib import Path
+import numpy as np
 from harness.base.files import write_json
 from harness.runs.run import Run
+from harness.training.about import About
 from harness.training.wandb import WandbWriter
 logging.basicConfig(format="%(message)s")
 run = Run(Path({str(folder)!r}))
-writer = WandbWriter(run, "persons", {{"stage1": {{"lr": 0.1}}}})
+about = About({{"stage1": {{"lr": 0.1}}}}, "lr=0.1 seed=2", ("a sweep", "tiny"))
+writer = WandbWriter(run, "persons", about)
 {lines}
 """
     kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
@@ -59,22 +66,29 @@ def test_nothing_is_printed_and_a_resumed_run_goes_on_under_the_same_name_and_re
     attempts = [((3, 5, 6), True, [3, 5, 6]), ((5, 6, 7), False, [7])]
     for steps, failed, _ in attempts:
         lines = "run.keep_metrics(1)\n" + "".join(map(log_line, steps))
+        lines += "" if failed else f"writer.finish({SCORES}, {{'seen': {PICTURE}}})\n"
         lines += f"writer.close(failed={failed})"
-        assert run_script(folder, lines, WANDB_MODE="offline") == ""
+        told = run_script(folder, lines, WANDB_MODE="offline", WANDB_TAGS="mine, tiny")
+        assert told == ""
     ids = set()
     for attempt, (_, failed, sent) in zip(records(folder), attempts, strict=True):
         (about,) = [record.run for record in attempt if record.HasField("run")]
         ids.add(about.run_id)
-        assert about.display_name == "a sweep/0a1b2c3d4e5f"
+        assert about.display_name == "a sweep lr=0.1 seed=2"
+        assert list(about.tags) == ["a sweep", "tiny", "mine"]
         assert (about.project, about.run_group) == ("persons", "a sweep")
         config = {item.key: json.loads(item.value_json) for item in about.config.update}
         assert config["stage1"] == {"lr": 0.1}
-        assert rows(attempt) == [{**SCALARS, "stage1/step": step} for step in sent]
+        curves = [row for row in rows(attempt) if not any(key.startswith("seen") for key in row)]
+        assert curves == [{**SCALARS, "stage1/step": step} for step in sent]
+        assert failed or SCORES.items() <= summary(attempt).items()
         axes = {r.metric.glob_name: r.metric.step_metric for r in attempt if r.HasField("metric")}
         assert axes == {"stage1/*": "stage1/step", "prompts/*": "stage1/step"}
         (end,) = [record.exit for record in attempt if record.HasField("exit")]
         assert end.exit_code == failed
     [name] = ids
+    [picture] = folder.glob("wandb/offline-*/files/media/images/seen_*.png")
+    assert np.array_equal(np.asarray(Image.open(picture)), np.full((2, 3, 3), 7))
     assert re.fullmatch(r"a-sweep-0a1b2c3d4e5f-[0-9a-f]{8}", name)
 
 
