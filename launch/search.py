@@ -4,9 +4,10 @@
     python launch/search.py --weights model.pth --query a.jpg --gallery photos --threshold 0.7
     python launch/search.py --weights RUN --query a.jpg --gallery photos --at-fpr 0.001 --out found
 
-Writes search.html and search.csv. Images whose cosine similarity reaches a threshold are accepted
-as the query's identity. The threshold is found on labelled test features of the same model: those
-of --threshold-from, else those in the run's folder.
+Writes search.html and search.csv. Features of the gallery are kept in .svll-search beside OUT: the
+next search encodes only images that are new or changed. Images whose cosine similarity reaches a
+threshold are accepted as the query's identity. The threshold is found on labelled test features of
+the same model: those of --threshold-from, else those in the run's folder.
 """
 
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # torch
     from svll.search.search import SearchResults
     from svll.search.threshold import Threshold
 
+KEPT = ".svll-search"  # folder of the galleries' features, beside the results
 PRINTED = 20  # queries whose nearest image is printed
 
 
@@ -53,7 +55,7 @@ def main(
         check_writable(out / name)  # before hours of encoding
     if check_out(out):
         typer.echo(f"{shown(out)}: replaces the results of an earlier search there", err=True)
-    results = search(weights, query, gallery, top_k=top_k,
+    results = search(weights, query, gallery, top_k=top_k, keep=out.absolute().parent / KEPT,
                      threshold=_threshold(weights, threshold, threshold_from, at_fpr))
     try:
         files = write_search(results, out)

@@ -3,9 +3,14 @@
     python launch/train.py --recipe synthetic
     python launch/train.py --recipe synthetic stage1.lss_weight=0 seed=2
     python launch/train.py --recipe market1501 --dry-run
+    python launch/train.py --data DIR
+    python launch/train.py --data DIR --extends market1501 --dry-run
     python launch/train.py --recipe synthetic --profile
     torchrun --nproc-per-node 2 launch/train.py --recipe synthetic
     python launch/train.py --help-config stage1
+
+--data takes your own images: a folder per identity, or names like 0002_c1s1_000451_00.jpg. It
+splits them by identity, picks the settings that fit, and says which.
 
 deepspeed can start ranks, too. On SLURM, launch/slurm.py --recipe NAME submits the run as a job
 that resumes after preemption or its time limit; srun alone only starts ranks.
@@ -21,7 +26,7 @@ from rich.table import Table
 
 from harness.base.errors import UserError, WrongUsage
 from harness.base.machine import allotted_gpus
-from harness.base.paths import SAFETENSORS, refuse
+from harness.base.paths import SAFETENSORS, refuse, typed
 from harness.base.units import counted
 from harness.config.build import build
 from harness.config.fields import field_types, text_fields
@@ -34,7 +39,7 @@ from harness.runs import peers
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_on_signals
 from launch import completion
-from launch.cli import command, print_config_help, print_result
+from launch.cli import as_called, command, print_config_help, print_result, refuse_without
 from svll.config import RECIPES, Config
 from svll.migration.convert import read_foreign
 from svll.migration.typed_words import OPTIONS, refuse_words_of_others
@@ -43,6 +48,7 @@ from svll.runs.preflight import preflight, quietly
 
 if TYPE_CHECKING:  # torch: seconds that --help should not take
     from svll.runs.cost_estimate import Estimate
+    from svll.runs.own_data import OwnRun
 
 LONGEST = 5
 """Operations of a profile that are printed."""
@@ -52,6 +58,11 @@ LONGEST = 5
 def main(
     recipe: Annotated[str | None, typer.Option(
         help="A recipe: name, YAML file or several, A+B+C.",
+        autocompletion=completion.recipes)] = None,
+    data: Annotated[Path | None, typer.Option(
+        help="Your own images: a folder (or CSV list), instead of --recipe.")] = None,
+    extends: Annotated[str | None, typer.Option(
+        help="With --data: the recipe to start from. [default: market1501]",
         autocompletion=completion.recipes)] = None,
     dry_run: Annotated[bool, typer.Option(
         "--dry-run", help="Print the configuration, memory and hours; no training.")] = False,
@@ -70,15 +81,8 @@ def main(
     if help_config:
         print_config_help({"": Config}, overrides or [])
         return 0
-    if recipe is None:
-        raise WrongUsage("give --recipe NAME (or FILE); --help shows examples")
-    refuse_words_of_others(overrides or [], field_types(Config))
-    if dry_run:
-        for file in recipe_files(recipe, RECIPES):
-            if converted := read_foreign(file):
-                typer.echo(converted.text())
-    given = parse_overrides(overrides or [], text_fields(Config))
-    config = build(Config, [*named_recipe(recipe, Config, RECIPES), *given])
+    own = _own(recipe, data, extends, overrides or [])
+    config = own.config if own else _config(recipe, overrides or [], dry_run=dry_run)
     if dry_run:
         return _dry_run(config)
     from harness.cluster.slurm.job import join_step
@@ -89,7 +93,7 @@ def main(
     place = config.run
     pinned = pin(config)
     runs = Path(place.runs).absolute()
-    run = Run(runs / (place.name or recipe_stem(recipe)) / signature(pinned))
+    run = Run(runs / (place.name or recipe_stem(recipe or "")) / signature(pinned))
     with peers.together(runs):
         if not run.is_complete():
             refuse("run.runs", run.folder, SAFETENSORS)
@@ -105,9 +109,58 @@ def main(
     if outcome == "complete":
         if rank == 0:
             print_result(run)
+            if own and data:
+                _print_next(run, own, data)
         return 0
     typer.echo(f"{outcome}; log: {run.log_file}", err=True)
     return 1
+
+
+def _config(recipe: str | None, overrides: list[str], *, dry_run: bool) -> Config:
+    """Return the configuration of a recipe with overrides; a dry run prints what was converted from
+    another program's. Raises UserError."""
+    if recipe is None:
+        raise WrongUsage("give --recipe NAME (or FILE), or --data DIR for your own images; --help "
+                         "shows examples")
+    refuse_words_of_others(overrides, field_types(Config))
+    for file in recipe_files(recipe, RECIPES) if dry_run else ():
+        if converted := read_foreign(file):
+            typer.echo(converted.text())
+    given = parse_overrides(overrides, text_fields(Config))
+    return build(Config, [*named_recipe(recipe, Config, RECIPES), *given])
+
+
+def _own(
+    recipe: str | None, data: Path | None, extends: str | None, overrides: list[str]
+) -> "OwnRun | None":
+    """Return the run on a user's own images, which the first rank tells; None without --data."""
+    refuse_without("--data", data, {"--extends": extends})
+    if data is None:
+        return None
+    if recipe is not None:
+        raise WrongUsage(f"--data starts from the recipe of --extends: write --extends {recipe}")
+    refuse_words_of_others(overrides, field_types(Config))
+    from harness.cluster.slurm.job import join_step
+    from svll.runs.own_data import RECIPE, own_run  # late: numpy and the readers
+
+    join_step()
+    own = own_run(data, extends or RECIPE, overrides)
+    if peers.own_place()[0] == 0:
+        typer.echo("\n".join([*own.found, "The same run by its recipe (for svll-slurm, sweeps):"]))
+        words = " ".join(map(typed, own.words))
+        typer.echo(as_called(f"  python launch/train.py --recipe {words}\n"))
+    return own
+
+
+def _print_next(run: Run, own: "OwnRun", images: Path) -> None:
+    """Print the commands that use what was trained."""
+    weights = typed(run.folder)
+    typer.echo("Search and export:")
+    typer.echo(as_called(
+        f"  python launch/search.py --weights {weights} --query {typed(own.query)} "
+        f"--gallery {typed(images)} --out results\n"
+        f"  python launch/export.py --weights {weights} --out model.onnx"
+    ))
 
 
 def _check(config: Config, world: int) -> None:

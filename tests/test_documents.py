@@ -41,6 +41,7 @@ INSTEAD = [
     # none are published here
     (r"--weights (FILE|model\.pth|ViT-B-16_60\.pth)", "--weights RUN_OR_FILE"),
     (r"split --root DIR --out FILE\.csv", "split --root own --out new.csv"),  # not there yet
+    (r"--data DIR", "--data own"),
     (r"(data\.py|svll-data) synthetic --root DIR", r"\1 synthetic --root drawn"),
     (r"(drawn)(?!.*--size)", r"\1 --size 2"),  # drawing takes its time
     (r"--size \d+", "--size 2"),

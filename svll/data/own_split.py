@@ -6,6 +6,7 @@ on the seed and the images only: files are sorted by name before anything is dra
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from svll.data.readers.labels import JUNK
 _PARTS, _QUERIES = 31, 32
 """Keys of the generators: an identity's part, a test identity's queries."""
 
+CAMERA_FOLDER = re.compile(r"c(?:am(?:era)?)?[ _-]?(\d{1,9})", re.ASCII | re.IGNORECASE)
+"""Names of folders that are cameras: c1, cam1, Camera 01."""
 LEAST_TRAINED = 6
 """Minimum of training identities for a default validation part."""
 
@@ -76,9 +79,9 @@ def collect(root: str | Path) -> list[Entry]:
     """Return the images of a folder or CSV list without split, sorted by path, without junk.
 
     A folder holds one folder per identity, with its images at any depth, or else images whose names
-    begin with identity and camera. In the former, cameras are known if all names begin so; if only
-    most do, the others are a mistake. Raises UserError for anything else, and for a list with a
-    split.
+    begin with identity and camera. In the former, cameras are known if all images are named so, or
+    lie in a folder per camera (anna/cam1/x.jpg); if only most are, the others are a mistake. Raises
+    UserError for anything else, and for a list with a split.
     """
     root = Path(root)
     if root.is_file():
@@ -122,21 +125,30 @@ def _of_folders(root: Path, names: Sequence[str], skipped: list[str]) -> list[En
     common.log_skipped(root, skipped)
     if empty := sorted(set(identities.values()) - {entry.identity for entry in entries}):
         log.warning("%s: %d folders have no images (%s)", root, len(empty), examples(empty))
-    parsed = [common.parse_name(os.path.basename(entry.path)) for entry in entries]
-    cameras = [str(label[1]) for label in parsed if label]
-    strange = [e.path for e, label in zip(entries, parsed, strict=True) if not label]
+    cameras = [_camera(entry.path) for entry in entries]
+    strange = [e.path for e, camera in zip(entries, cameras, strict=True) if camera is None]
     if not strange:
         return [replace(e, camera=camera) for e, camera in zip(entries, cameras, strict=True)]
-    if len(cameras) > len(strange):
+    known = len(entries) - len(strange)
+    if known > len(strange):
         raise UserError(
-            f"{root}: {len(cameras)} images are named like {EXAMPLE}, which gives their camera, "
-            f"{len(strange)} are not: {examples(strange)}; rename or remove these, or write a CSV "
-            "list (path,identity) if cameras are not meant"
+            f"{root}: {known} images are named like {EXAMPLE} or lie in a folder like cam1, which "
+            f"gives their camera, {len(strange)} are not: {examples(strange)}; rename or remove "
+            "these, or write a CSV list (path,identity) if cameras are not meant"
         )
-    if cameras:
-        log.info("%s: %d of %d names give a camera, which is not used", root, len(cameras),
-                 len(entries))
+    if known:
+        log.info("%s: %d of %d images have a camera in their name or folder, which is not used",
+                 root, known, len(entries))
     return entries
+
+
+def _camera(path: str) -> str | None:
+    """Return the camera in an image's name, or the number in that of its folder."""
+    folder, name = os.path.split(path)
+    if label := common.parse_name(name):
+        return str(label[1])
+    match = CAMERA_FOLDER.fullmatch(os.path.basename(folder))
+    return str(int(match[1])) if match else None
 
 
 def _refuse_linked_twice(root: Path, names: Sequence[str]) -> None:

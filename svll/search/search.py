@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from harness.base.errors import UserError
 from harness.base.paths import shown
 from harness.images.pixels import Fault
+from harness.runs.run import Run
 from harness.training import ranks
 from harness.training.progress import counter
 from svll.data.readers.common import find_images
@@ -29,6 +29,7 @@ from svll.evaluation.engine.matches import Matches
 from svll.evaluation.engine.products import Products
 from svll.models.extractor import Extractor
 from svll.models.weights.load import model_from_file
+from svll.search.kept_features import Features, KeptFeatures, kept_file
 from svll.search.threshold import Threshold
 
 MOST_LOGGED = 20  # most unreadable images that the log names; the page names all
@@ -98,23 +99,29 @@ class SearchResults(NamedTuple):
 
 def search(
     weights: Path, query: Path, gallery: Path, *, top_k: int = 10,
-    threshold: Threshold | None = None,
+    threshold: Threshold | None = None, keep: Path | None = None,
 ) -> SearchResults:
     """Find the `top_k` gallery images nearest to each query image.
 
     weights: as for `svll.load`. query, gallery: folders, searched recursively, or one image; they
-    may be the same, as no image finds itself. Unreadable images are left out with a warning. Raises
-    UserError where there are no images, none of them can be read, the weights do not load, or the
-    threshold was found on features of another width.
+    may be the same, as no image finds itself. keep: a folder for the gallery's features, from which
+    a later search takes those of unchanged images. Unreadable images are left out with a warning.
+    Raises UserError where there are no images, none of them can be read, the weights do not load,
+    or the threshold was found on features of another width.
     """
     paths = find_images(query)
     others = paths if gallery == query else find_images(gallery)
     ranks.check_gpus()
     extractor = Extractor(model_from_file(weights, str(ranks.device())))
-    queries = encode(extractor, paths, "encoding queries")
+    kept = None
+    if keep is not None:
+        source = Run(weights).weights_file if weights.is_dir() else weights
+        kept = KeptFeatures(kept_file(keep, gallery, source, extractor.model), others)
+    is_one = others == paths
+    queries = encode(extractor, paths, "encoding queries", kept if is_one else None)
     if threshold is not None:
         threshold.check_width(queries.features.shape[1])
-    images = queries if others == paths else encode(extractor, others, "encoding gallery")
+    images = queries if is_one else encode(extractor, others, "encoding gallery", kept)
     nearest, similarities = rank(queries, images, top_k)
     results, limit = [], threshold.similarity if threshold else 0.0
     for path, *ranked in zip(queries.paths, nearest.tolist(), similarities.tolist(), strict=True):
@@ -129,24 +136,42 @@ def search(
     )
 
 
-def encode(extractor: Extractor, paths: Sequence[Path], title: str) -> EncodedImages:
-    """Return the features of images; raises UserError when none of them can be read."""
-    readable: list[Path] = []
+def encode(
+    extractor: Extractor, paths: Sequence[Path], title: str, kept: KeptFeatures | None = None
+) -> EncodedImages:
+    """Return the features of images; raises UserError when none of them can be read.
+
+    kept: features of an earlier search, which are brought up to date.
+    """
+    found: Features = dict(kept.features) if kept else {}
+    left = [path for path in paths if path not in found]
     faults: list[Fault] = []
-    features = []
-    with counter(title) as report:
-        for rows, batch in extractor.read([os.fspath(path) for path in paths], faults):
-            features.append(extractor.encode_batch(batch))
-            readable += [paths[row] for row in rows]
-            report(len(readable) + len(faults), len(paths))
+    if left:
+        _encode(extractor, left, title, found, faults)
     faults.sort()
     lines = "\n".join(f"  {shown(path)}: {reason}" for path, reason in faults[:MOST_LOGGED])
-    if not features:
+    if not found:
         raise UserError(f"none of {len(paths)} images can be read:\n{lines}")
     if faults:
         log.warning("Skipped %d of %d images that cannot be read:\n%s",
                     len(faults), len(paths), lines)
-    return EncodedImages(readable, torch.cat(features).numpy(), faults)
+    if kept:
+        kept.write(found)
+    readable = [path for path in paths if path in found]
+    return EncodedImages(readable, np.stack([found[path] for path in readable]), faults)
+
+
+def _encode(
+    extractor: Extractor, paths: Sequence[Path], title: str, found: Features, faults: list[Fault]
+) -> None:
+    """Add the features of images to `found`, and the images that cannot be read to `faults`."""
+    done = 0
+    with counter(title) as report:
+        for rows, batch in extractor.read([os.fspath(path) for path in paths], faults):
+            features = extractor.encode_batch(batch).numpy()
+            found.update(zip((paths[row] for row in rows), features, strict=True))
+            done += len(rows)
+            report(done + len(faults), len(paths))
 
 
 def rank(queries: EncodedImages, gallery: EncodedImages, top_k: int) -> tuple[Integers, Floats]:

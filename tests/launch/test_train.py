@@ -1,6 +1,7 @@
 """One run from the command line: what it would cost, and what it needs."""
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,15 @@ import yaml
 
 import launch.train
 from harness.base.errors import UserError
+from harness.base.files import write_json
 from harness.config.build import build
 from harness.config.recipes import read_recipe
+from harness.runs.run import Run
 from harness.runs.stopping import Stopped
 from harness.training import ranks
 from svll.config import RECIPES, Config
 from tests.commands import called, started
+from tests.svll.data.trees import picture
 
 
 @pytest.fixture(autouse=True)
@@ -207,6 +211,43 @@ def test_what_a_run_would_refuse_is_refused_without_a_folder_and_by_a_dry_run_to
             "stage2.batch=24\n"
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_own_images_are_trained_by_one_command_which_shows_the_next_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execute(run: Run) -> str:
+        write_json(run.result_file, {"mAP": 0.5, "cmc": {"1": 0.25}})
+        return "complete"
+
+    monkeypatch.setattr("harness.runs.execute.execute", execute)
+    for number in range(24):
+        picture(tmp_path / "my cats" / f"{number // 4:04}_c{number % 4}s1_{number}.jpg")
+    status, out, _ = called("train", "--data", "my cats", "--extends", "synthetic")
+    assert status == 0
+    [run] = (tmp_path / "runs" / "my cats").glob("*/result.json")
+    lines = out.splitlines()
+    assert lines[0] == f"{tmp_path / 'my cats'}: 24 images of 6 identities, 4 cameras"
+    commands = [shlex.split(line) for line in lines if "launch/" in line and "python" in line]
+    assert [words[:2] for words in commands] == [
+        ["python", f"launch/{name}.py"] for name in ("train", "search", "export")
+    ]
+    again, search, export = commands
+    assert search[2:4] == export[2:4] == ["--weights", str(run.parent)]
+    assert (Path(search[5]).parent.name, search[7]) == ("my cats", "my cats")
+    before = sorted(tmp_path.glob("runs/*/*/config.yaml"))
+    assert called("train", *again[2:]).status == 0  # the same run by its recipe
+    assert sorted(tmp_path.glob("runs/*/*/config.yaml")) == before
+
+
+def test_options_that_do_not_go_with_own_images_are_refused() -> None:
+    for words, said in (
+        (["--data", "x", "--recipe", "synthetic"], "write --extends synthetic"),
+        (["--extends", "synthetic"], "--extends without --data has no effect; add --data"),
+        ([], "give --recipe NAME (or FILE), or --data DIR for your own images"),
+    ):
+        status, _, err = called("train", *words)
+        assert (status != 0, said in err) == (True, True)
 
 
 def test_a_world_size_that_another_program_left_in_the_shell_is_refused_before_anything_starts(
