@@ -11,6 +11,7 @@ deepspeed can start ranks, too. On SLURM, launch/slurm.py --recipe NAME submits 
 that resumes after preemption or its time limit; srun alone only starts ranks.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,6 +42,7 @@ from svll.runs.preflight import preflight, quietly
 if TYPE_CHECKING:  # torch: seconds that --help should not take
     from svll.runs.cost_estimate import Estimate
 
+log = logging.getLogger(__name__)
 LONGEST = 5
 """Operations of a profile that are printed."""
 
@@ -83,6 +85,8 @@ def main(
     with peers.together(runs):
         if not run.is_complete():
             refuse("run.runs", run.folder, SAFETENSORS)
+            if rank == 0:
+                log.info("checking the configuration and the datasets")
             try:
                 _check(config, world)
             except Stopped as reason:
@@ -158,6 +162,7 @@ def _profile(run: Run, config: Config) -> int:
 def _dry_run(config: Config) -> int:
     from svll.runs.cost_estimate import estimate
 
+    log.info("measuring a step of each stage: takes some seconds, or minutes for large models")
     _check_gpus()
     size = preflight(config)
     typer.echo(to_yaml(config))
