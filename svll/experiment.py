@@ -72,7 +72,8 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
 def _plan(config: Config) -> Iterator[str]:
     """Yield lines on what a run does."""
     data, model, first, second = config.data, config.model, config.stage1, config.stage2
-    held_out = f", {data.validation:.0%} of the identities for validation" if data.validation else ""
+    share = f"{data.validation:.0%} of the identities"
+    held_out = f", {share} for validation" if data.validation else ""
     yield (f"data: train on {'+'.join(data.train or [data.name])}{held_out}; "
            f"test on {', '.join(data.test or [data.name])}")
     yield (f"model: {model.name}, weights: {model.weights or 'random'}, "

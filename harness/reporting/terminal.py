@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,10 @@ def trial_rows(
 def _titles(shown: Sequence[TrialState], states: Sequence[TrialState]) -> list[str]:
     """Return the trials' titles without the words that all trials of the sweep share."""
     words = [one.trial.title.split(" ") for one in states]
-    common = set.intersection(*map(set, words)) if len(words) > 1 else set()
-    return [" ".join(word for word in one.trial.title.split(" ") if word not in common)
-            for one in shown]
+    if len(states) == 1 or len(set(map(len, words))) > 1:  # conditional keys
+        return [one.trial.title for one in shown]
+    telling = [len(set(column)) > 1 for column in zip(*words, strict=True)]
+    return [" ".join(compress(one.trial.title.split(" "), telling)) for one in shown]
 
 
 def _place(sweep: Sweep, one: TrialState, newest: Newest) -> str:
