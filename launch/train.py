@@ -32,6 +32,7 @@ from harness.config.sources import parse_overrides
 from harness.config.values import to_yaml
 from harness.reporting.terminal import wide
 from harness.runs import peers
+from harness.runs.logs import announce_torch
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_on_signals
 from launch.cli import command, print_config_help, print_result
@@ -85,8 +86,6 @@ def main(
     with peers.together(runs):
         if not run.is_complete():
             refuse("run.runs", run.folder, SAFETENSORS)
-            if rank == 0:
-                log.info("checking the configuration and the datasets")
             try:
                 _check(config, world)
             except Stopped as reason:
@@ -113,6 +112,8 @@ def _check(config: Config, world: int) -> None:
         return
     with stop_on_signals():
         peers.meet(60 * config.engine.timeout)
+        if peers.own_place()[0] == 0:
+            announce_torch(log)
         from harness.training import ranks  # late: torch takes seconds
 
         ranks.init_ranks(config.engine.timeout)
@@ -130,6 +131,7 @@ def _check(config: Config, world: int) -> None:
 def _check_gpus() -> None:
     """Raise UserError when torch cannot use the GPUs that this process was given, if any."""
     if allotted_gpus():
+        announce_torch(log)
         from harness.training import ranks  # late: torch takes seconds
 
         ranks.check_gpus()
@@ -160,11 +162,11 @@ def _profile(run: Run, config: Config) -> int:
 
 
 def _dry_run(config: Config) -> int:
-    from svll.runs.cost_estimate import estimate
-
-    log.info("measuring a step of each stage: takes some seconds, or minutes for large models")
     _check_gpus()
     size = preflight(config)
+    log.info("measuring a step of each stage: some seconds, minutes for large models")
+    from svll.runs.cost_estimate import estimate  # torch
+
     typer.echo(to_yaml(config))
     typer.echo(f"training part ({size.source}): {size.images} images, {size.identities} "
                f"identities, {size.cameras} cameras, {size.views} views\n")

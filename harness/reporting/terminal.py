@@ -38,8 +38,8 @@ trials = partial(counted, one="trial")  # 1 trial, 2 trials, ...
 ROWS = 50
 """Of more trials, tables show only the first; the counts include all."""
 ERROR_LINES = 6
-LEAST_TITLE, LEAST_NOTE = 32, 20
-"""The fewest characters that titles and notes are cut to, as long as a column can be left out."""
+LEAST_TITLE = 32
+"""The fewest characters that titles are cut to, as long as a column can be left out."""
 BAR_WIDTH = 30
 
 
@@ -88,7 +88,7 @@ def trial_rows(
         Column("#", [str(one.trial.index) for one in shown], 0, is_number=True),
         Column("trial", _titles(shown, states), 3, least=LEAST_TITLE),
         Column("state", [Text(one.state, COLOURS[one.state]) for one in shown], 1),
-        Column("progress or cause", places, 2, least=max([LEAST_NOTE, *uncut])),
+        Column("progress or cause", places, 2, least=max([width // 3, *uncut])),
         Column(sweep.metric.split(".")[-1], [fraction(value) for value in metrics], 4,
                is_number=True),
         Column("time", [clock(elapsed(one)) for one in shown], 5, is_number=True),

@@ -23,7 +23,7 @@ from harness.config.yaml_files import read_yaml
 from harness.runs import peers
 from harness.runs.environment import CODE, environment
 from harness.runs.failures import describe
-from harness.runs.logs import FORMAT, log_own_packages
+from harness.runs.logs import FORMAT, announce_torch, log_own_packages
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_on_signals
 
@@ -84,8 +84,7 @@ def _execute(run: Run, report: Report | None, *, leader: bool) -> Outcome:
             job = f", job {facts['job']}" if facts["job"] else ""
             log.info("run %s: attempt %d on %s%s, %s, code in %s", run.name, facts["attempts"],
                      facts["host"], job, counted(peers.own_place()[1], "rank"), CODE)
-            if "torch" not in sys.modules:
-                log.info("loading torch and other libraries: 5 to 20 s, more from a slow disk")
+            announce_torch(log)
             write_json(run.environment_file, environment(CODE))
         with stop_on_signals():
             peers.meet()
