@@ -192,8 +192,8 @@ def _print_trials(
     sweep: Sweep, states: list[TrialState], console: Console, most: int | None
 ) -> None:
     say(console, f"{sweep.name}: {table.counts(states)}")
-    if states:
-        console.print(*table.trial_rows(sweep, states, most=most, width=console.width), sep="\n")
+    for part in table.trial_rows(sweep, states, most=most, width=console.width):
+        console.print(part)
 
 
 def _status(sweep: Sweep, console: Console, most: int | None) -> int:
@@ -272,9 +272,9 @@ def _follow(sweep: Sweep, console: Console, most: int | None) -> int:
     except KeyboardInterrupt:
         say(console, "no longer followed; trials continue (--status shows, --cancel ends them)")
         raise
-    ranking = table.final_table(sweep, states, Config.experiment.columns, width=console.width,
-                                most=most)
-    console.print(*ranking, sep="\n")
+    for part in table.final_table(sweep, states, Config.experiment.columns, width=console.width,
+                                  most=most):
+        console.print(part)
     _print_troubles(states, console)
     say(console, table.counts(states), f"files: {sweep.folder}", "Writing the report ...")
     from svll.reports.report import report_sweep  # matplotlib: a second

@@ -99,7 +99,8 @@ def trial_rows(
                is_number=True),
     ], width)
     left = every[len(shown):]
-    return [table, *([Text(f"and {len(left)} more: {_by_state(left)}")] if left else [])]
+    rest = [Text(f"and {len(left)} more: {_by_state(left)}")] if left else []
+    return [table, *rest] if shown else []
 
 
 def _titles(shown: Sequence[TrialState], states: Sequence[TrialState]) -> list[str]:
@@ -144,8 +145,9 @@ def final_table(
     sweep: Sweep, states: Sequence[TrialState], columns: Mapping[str, str], *, width: int,
     most: int | None = ROWS,
 ) -> list[RenderableType]:
-    """Return the complete trials, best first; columns: title and result key of further numbers;
-    most: how many are shown, None: all."""
+    """Return a title, a table of complete trials, best first, and a line on those beyond `most`
+    (None: show all); nothing without complete trials. columns: title and result key of further
+    numbers."""
     results = [(one, one.trial.run.result() or {}) for one in states if one.state == "complete"]
     results.sort(key=lambda pair: _rank(sweep, lookup(pair[1], sweep.metric)))
     shown = results[:most]
@@ -166,8 +168,8 @@ def final_table(
     ]
     selection = f": {sweep.selected_on} ({sweep.metric}, {sweep.mode})" if len(states) > 1 else ""
     left = len(results) - len(shown)
-    return [Text(f"{sweep.name}{selection}"), one_line_table(parts, width),
-            *([Text(f"and {left} more")] if left else [])]
+    rest = [Text(f"and {left} more")] if left else []
+    return [Text(f"{sweep.name}{selection}"), one_line_table(parts, width), *rest] if shown else []
 
 
 def _rank(sweep: Sweep, value: Any) -> float:
