@@ -147,6 +147,7 @@ def set_up_logging() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log_own_packages(handler)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
 
 def refuse_without(needed: str, is_there: object, given: Mapping[str, object]) -> None:

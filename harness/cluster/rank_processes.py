@@ -86,6 +86,7 @@ def log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(FORMAT))
     log_own_packages(handler)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
 
 def drop_own_lock(run: Run) -> None:

@@ -159,8 +159,8 @@ def _log_to(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     handler.setFormatter(logging.Formatter(FORMAT))
+    log_own_packages(handler)
     logging.getLogger().addHandler(handler)
-    log_own_packages()
     try:
         yield
     finally:

@@ -7,12 +7,16 @@ OWN = ("harness", "svll", "launch", "__main__")  # jobs are started as modules, 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def log_own_packages(handler: logging.Handler | None = None) -> None:
-    """Log to a handler, if given and if there is none yet, and set the levels."""
-    if handler is not None:
-        logging.basicConfig(handlers=[handler], level=logging.WARNING)
+def log_own_packages(handler: logging.Handler) -> None:
+    """Have a handler pass what is logged here, and set our packages' levels."""
+    handler.addFilter(is_logged)  # libraries that set their own level, such as submitit
     for name in OWN:
         logging.getLogger(name).setLevel(logging.INFO)
+
+
+def is_logged(record: logging.LogRecord) -> bool:
+    """Whether a record is a warning, or one of our packages'."""
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] in OWN
 
 
 def announce_torch(log: logging.Logger) -> None:

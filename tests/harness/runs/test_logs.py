@@ -9,7 +9,8 @@ import pytest
 from harness.cluster.rank_processes import log_to_stderr
 from harness.runs.logs import announce_torch
 
-LIBRARIES = ("compilers.C.base", "matplotlib", "numba.core", "httpx", "torch._inductor", "wandb")
+LIBRARIES = ("compilers.C.base", "matplotlib", "numba.core", "httpx", "torch._inductor", "wandb",
+             "submitit")
 
 
 def test_a_job_logs_our_own_packages_and_of_libraries_only_warnings(
@@ -20,6 +21,7 @@ def test_a_job_logs_our_own_packages_and_of_libraries_only_warnings(
     monkeypatch.setattr(root, "level", root.level)
     monkeypatch.setattr("sys.stderr", stderr)
     log_to_stderr()
+    monkeypatch.setattr(logging.getLogger("submitit"), "level", logging.INFO)
     for name in (*LIBRARIES, "harness.x", "svll.y", "__main__", "root"):
         logging.getLogger(None if name == "root" else name).info("from %s", name)
     logging.getLogger("httpx").warning("a warning")
