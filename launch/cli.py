@@ -19,6 +19,7 @@ from harness.base.errors import UserError, WrongUsage
 from harness.base.files import denied
 from harness.base.paths import expanded, unknown_in
 from harness.config.help import config_help
+from harness.runs.logs import log_own_packages
 from harness.runs.run import Run
 
 EXIT_STATUS = ("Exit status: 0 done; 1 an error, or a run or check that failed or was stopped; "
@@ -193,9 +194,8 @@ def set_up_logging() -> None:
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log_own_packages(handler)
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    for name in ("harness", "svll", "launch"):
-        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def refuse_without(needed: str, is_there: object, given: Mapping[str, object]) -> None:

@@ -30,7 +30,7 @@ from harness.reporting.ranking_table import ranking_table
 from harness.reporting.terminal import say, wide
 from harness.sweeps.study import check_study_file, write_study
 from harness.sweeps.sweep_results import BEST, Ranked, SweepResults, read_outcomes
-from launch.cli import command, refuse_without
+from launch.cli import as_called, command, refuse_without
 from svll.reports.report import TEST, Section, read_subjects, write_report
 from svll.reports.sweep_files import next_steps, write_sweep_files
 
@@ -87,7 +87,7 @@ def main(
         files += write_sweep_files(one)
         files += [write_study(one, study)] if study else []
     files += [*pages, *(place for place in [out.parent / "figures"] if place.is_dir())]
-    say(console, "files: " + ", ".join(map(str, files)), *next_steps(results, out))
+    say(console, "files: " + ", ".join(map(str, files)), *map(as_called, next_steps(results, out)))
     if study is not None:
         say(console, f"open the study: optuna-dashboard {typed(study)}")
     return 0

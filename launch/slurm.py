@@ -41,7 +41,7 @@ from harness.sweeps.reading import Sweep, Trial, read_sweep, with_proposed
 from harness.sweeps.space import points_file
 from harness.sweeps.sweep_results import words_of
 from launch import completion
-from launch.cli import as_called, command, print_config_help
+from launch.cli import as_called, command, print_config_help, refuse_without
 from svll.config import RECIPES, SWEEPS, Config
 from svll.data.datasets import has_validation
 from svll.migration.convert import read_foreign
@@ -55,8 +55,6 @@ OF_EPOCHS = ("images_per_s", "memory_gb", "loss")
 RESULT_KEYS = ("mAP", "mINP", "cmc.1", "cmc.5", "cmc.10")
 METRICS = [*(f"validation.{key}" for key in RESULT_KEYS), *RESULT_KEYS]
 """Metrics that can rank trials: keys of result.json."""
-STATUS_ROWS = 100
-"""Of more trials, only those that run or need attention are listed; the counts include all."""
 TROUBLES = 20
 """Of more failed trials, only the first are listed."""
 
@@ -89,7 +87,9 @@ def main(
         help="Default: slurm where sbatch is, else local.")] = None,
     dry_run: Annotated[bool, typer.Option(
         "--dry-run", help="Show trials and the sbatch script; submit nothing.")] = False,
-    status: Annotated[bool, typer.Option("--status", help="Show each trial's state.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Show the trials' states.")] = False,
+    every: Annotated[bool, typer.Option(
+        "--all", help=f"Show all trials, not only the first {table.ROWS}.")] = False,
     follow: Annotated[bool, typer.Option(
         "--follow", help="Submit, then watch until all have ended.")] = False,
     cancel: Annotated[bool, typer.Option(
@@ -115,6 +115,7 @@ def main(
         return _help_config(overrides or [])
     if sum((dry_run, status, follow, cancel, doctor)) > 1:
         raise WrongUsage("choose one of --dry-run, --status, --follow, --cancel, --doctor")
+    refuse_without("--status, --dry-run or --follow", status or dry_run or follow, {"--all": every})
     if doctor and sweep is None and recipe is None and sweep_name is None:
         recipe = "synthetic"  # any recipe; it is not run
     settings = [*(overrides or []), *([f"ray.address={ray_address}"] if ray_address else [])]
@@ -127,21 +128,21 @@ def main(
         if asked.backend != "ray":
             raise UserError(f"{asked.file}: ray.address needs backend: ray")
         place = place_named("local")  # the driver is here, wherever its trials are
-    console = table.wide(Console())
+    console, most = table.wide(Console()), None if every else table.ROWS
     if doctor:
         from harness.cluster.doctor.diagnosis import diagnose  # late: only --doctor needs it
 
         return diagnose(asked, cluster=place.name == "slurm", console=console)
     if dry_run:
-        return _dry_run(asked, place, jobs, console, retry_failed=retry_failed)
+        return _dry_run(asked, place, jobs, console, most, retry_failed=retry_failed)
     if status:
-        return _status(asked, console)
+        return _status(asked, console, most)
     if cancel:
         ended = table.trials(len(cancel_sweep(asked)))
         say(console, f"{ended} ended; the same command without --cancel resumes")
         return 0
     _submit(asked, place, jobs, console, retry_failed=retry_failed)
-    return _follow(asked, console) if follow else 0
+    return _follow(asked, console, most) if follow else 0
 
 
 def _help_config(words: list[str]) -> int:
@@ -190,7 +191,8 @@ def _read(
 
 
 def _dry_run(
-    sweep: Sweep, place: Place, jobs: int | None, console: Console, *, retry_failed: bool
+    sweep: Sweep, place: Place, jobs: int | None, console: Console, most: int | None, *,
+    retry_failed: bool,
 ) -> int:
     for name in sweep.bases:
         for file in recipe_files(name, RECIPES, (Path(sweep.file).parent, Path())):
@@ -199,7 +201,7 @@ def _dry_run(
     states = survey(sweep, all_places(patient=True), retry_failed=retry_failed)
     waiting = due(states, retry_failed=retry_failed)
     if states:  # an algorithm may have proposed none yet
-        console.print(table.live_table(sweep, states, most=len(states)))
+        _print_trials(sweep, states, console, most)
     _print_failed(states, console, retry_failed=retry_failed)
     _preflight(sweep, [one.trial for one in waiting])
     count, code = len(waiting), snapshots.current_code(sweep).folder
@@ -215,13 +217,18 @@ def _dry_run(
     return 0
 
 
-def _status(sweep: Sweep, console: Console) -> int:
+def _print_trials(
+    sweep: Sweep, states: list[TrialState], console: Console, most: int | None
+) -> None:
+    say(console, f"{sweep.name}: {table.counts(states)}")
+    for part in table.trial_rows(sweep, states, most=most, width=console.width):
+        console.print(part)
+
+
+def _status(sweep: Sweep, console: Console, most: int | None) -> int:
     faults: list[str] = []
     states = survey(sweep, all_places(patient=True), faults=faults)
-    if states:
-        console.print(table.live_table(sweep, states, most=STATUS_ROWS))
-    else:
-        say(console, f"{sweep.name}: {table.counts(states)}")
+    _print_trials(sweep, states, console, most)
     _print_troubles(states, console)
     _print_failed(states, console, retry_failed=False)
     notes = [one.note for one in states]
@@ -288,18 +295,20 @@ def _print_failed(states: list[TrialState], console: Console, *, retry_failed: b
         say(console, f"{table.trials(left)} failed. Fix the cause, then add --retry-failed.")
 
 
-def _follow(sweep: Sweep, console: Console) -> int:
+def _follow(sweep: Sweep, console: Console, most: int | None) -> int:
     try:
         states = follow_sweep(sweep, console)
     except KeyboardInterrupt:
         say(console, "no longer followed; trials continue (--status shows, --cancel ends them)")
         raise
-    console.print(table.final_table(sweep, states, Config.experiment.columns))
+    for part in table.final_table(sweep, states, Config.experiment.columns, width=console.width,
+                                  most=most):
+        console.print(part)
     _print_troubles(states, console)
+    say(console, table.counts(states), f"files: {sweep.folder}", "Writing the report ...")
     from svll.reports.report import report_sweep  # matplotlib: a second
 
-    steps = report_sweep(sweep.folder)
-    say(console, table.counts(states), f"files: {sweep.folder}", *steps)
+    say(console, *map(as_called, report_sweep(sweep.folder)))
     left = with_proposed(sweep).to_propose if sweep.algorithm is not None else 0
     if left:
         say(console, f"not proposed yet: {counted(left, 'point')}; the same command continues")

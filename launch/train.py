@@ -16,6 +16,7 @@ deepspeed can start ranks, too. On SLURM, launch/slurm.py --recipe NAME submits 
 that resumes after preemption or its time limit; srun alone only starts ranks.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +37,7 @@ from harness.config.sources import parse_overrides
 from harness.config.values import to_yaml
 from harness.reporting.terminal import wide
 from harness.runs import peers
+from harness.runs.logs import announce_torch
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_on_signals
 from launch import completion
@@ -50,6 +52,7 @@ if TYPE_CHECKING:  # torch: seconds that --help should not take
     from svll.runs.cost_estimate import Estimate
     from svll.runs.own_data import OwnRun
 
+log = logging.getLogger(__name__)
 LONGEST = 5
 """Operations of a profile that are printed."""
 
@@ -172,6 +175,8 @@ def _check(config: Config, world: int) -> None:
         return
     with stop_on_signals():
         peers.meet(60 * config.engine.timeout)
+        if peers.own_place()[0] == 0:
+            announce_torch(log)
         from harness.training import ranks  # late: torch takes seconds
 
         ranks.init_ranks(config.engine.timeout)
@@ -189,6 +194,7 @@ def _check(config: Config, world: int) -> None:
 def _check_gpus() -> None:
     """Raise UserError when torch cannot use the GPUs that this process was given, if any."""
     if allotted_gpus():
+        announce_torch(log)
         from harness.training import ranks  # late: torch takes seconds
 
         ranks.check_gpus()
@@ -219,10 +225,11 @@ def _profile(run: Run, config: Config) -> int:
 
 
 def _dry_run(config: Config) -> int:
-    from svll.runs.cost_estimate import estimate
-
     _check_gpus()
     size = preflight(config)
+    log.info("measuring a step of each stage: some seconds, minutes for large models")
+    from svll.runs.cost_estimate import estimate  # torch
+
     typer.echo(to_yaml(config))
     typer.echo(f"training part ({size.source}): {size.images} images, {size.identities} "
                f"identities, {size.cameras} cameras, {size.views} views\n")

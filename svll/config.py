@@ -436,6 +436,7 @@ class Config:
         metric="validation.mAP",
         columns={"test mAP": "mAP", "test Rank-1": "cmc.1"},
         carried_files=(PROMPTS,),
+        stages={"stage1": "stage1.epochs", "stage2": "stage2.epochs"},
         advice={
             r"OutOfMemoryError|CUDA out of memory":
                 "the GPU's memory is too small: lower stage2.batch, or use engine.precision=bf16",

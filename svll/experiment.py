@@ -17,6 +17,7 @@ import torch
 from harness.base.errors import UserError
 from harness.base.files import write_json
 from harness.base.locks import job_id
+from harness.base.units import counted
 from harness.config.build import build
 from harness.config.recipes import read_recipe
 from harness.runs.execute import Report
@@ -42,6 +43,9 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
     started = time.time()
     config = build(Config, [*read_recipe(run.config_file, Config), *changed_settings(run)])
     set_up(config)
+    if ranks.rank() == 0:
+        for line in _plan(config):
+            log.info("%s", line)
     place = config.run
     with open_writers(run, tensorboard=place.tensorboard, wandb=place.wandb,
                       about=curves.about(run, config)) as writers:
@@ -66,6 +70,22 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
     if ranks.rank() == 0 and not place.keep_checkpoints:
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # only a resume needs them
     return result
+
+
+def _plan(config: Config) -> Iterator[str]:
+    """Yield lines on what a run does."""
+    data, model, first, second = config.data, config.model, config.stage1, config.stage2
+    share = f"{data.validation:.0%} of the identities"
+    held_out = f", {share} for validation" if data.validation else ""
+    yield (f"data: train on {'+'.join(data.train or [data.name])}{held_out}; "
+           f"test on {', '.join(data.test or [data.name])}")
+    yield (f"model: {model.name}, weights: {model.weights or 'random'}, "
+           f"{data.height} x {data.width} pixels, seed {config.seed}")
+    yield (f"stage 1: {counted(first.epochs, 'epoch')}, batch {first.batch}, lr {first.lr:g}, "
+           f"lss_weight {first.lss_weight:g}" if first.epochs else "stage 1: none")
+    yield (f"stage 2: {counted(second.epochs, 'epoch')}, batch {second.batch}, lr {second.lr:g}, "
+           f"vss_weight {second.vss_weight:g}")
+    yield f"on {counted(ranks.world_size(), 'rank')}: {ranks.device()}, {config.engine.precision}"
 
 
 @contextmanager

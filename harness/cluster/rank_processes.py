@@ -23,6 +23,7 @@ from harness.base.locks import Busy, is_beating, job_id, lock_holder
 from harness.runs import peers
 from harness.runs.execute import execute
 from harness.runs.failures import LOST_RANK
+from harness.runs.logs import FORMAT, log_own_packages
 from harness.runs.run import Run
 from harness.runs.stopping import request_stop, stop_requested
 
@@ -82,8 +83,10 @@ def stop_on(*numbers: int) -> None:
 
 def log_to_stderr() -> None:
     """Log to stderr, which is the job's log file."""
-    logging.basicConfig(level=logging.INFO,
-                        format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(FORMAT))
+    log_own_packages(handler)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
 
 def drop_own_lock(run: Run) -> None:

@@ -18,10 +18,12 @@ from harness.base.caches import quick_imports
 from harness.base.errors import UserError
 from harness.base.files import read_json, write_json
 from harness.base.locks import LockLost, check_held, job_id
+from harness.base.units import counted
 from harness.config.yaml_files import read_yaml
 from harness.runs import peers
 from harness.runs.environment import CODE, environment
 from harness.runs.failures import describe
+from harness.runs.logs import FORMAT, announce_torch, log_own_packages
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_on_signals
 
@@ -79,6 +81,10 @@ def _execute(run: Run, report: Report | None, *, leader: bool) -> Outcome:
         peers.on_loss(end_as_another_failed)
         if leader:
             run.set_status("running", **facts)
+            job = f", job {facts['job']}" if facts["job"] else ""
+            log.info("run %s: attempt %d on %s%s, %s, code in %s", run.name, facts["attempts"],
+                     facts["host"], job, counted(peers.own_place()[1], "rank"), CODE)
+            announce_torch(log)
             write_json(run.environment_file, environment(CODE))
         with stop_on_signals():
             peers.meet()
@@ -152,11 +158,9 @@ def _log_to(path: Path) -> Iterator[None]:
         handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(logging.Formatter(FORMAT))
+    log_own_packages(handler)
     logging.getLogger().addHandler(handler)
-    if not log.isEnabledFor(logging.INFO):
-        for name in ("harness", "svll", "launch"):
-            logging.getLogger(name).setLevel(logging.INFO)
     try:
         yield
     finally:

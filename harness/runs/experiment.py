@@ -15,6 +15,8 @@ class Experiment:
     """Further numbers of a result in tables of trials: title to dotted key."""
     carried_files: tuple[str, ...] = ()
     """Files in a run's folder that another run needs with its checkpoint."""
+    stages: Mapping[str, str] = field(default_factory=dict)
+    """Stages of training in order: name in the metric log to dotted key of its number of epochs."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """What to do about a failure, by a regular expression that finds it in an error or a log."""
 

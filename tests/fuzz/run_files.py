@@ -35,8 +35,9 @@ from harness.reporting.curves import (
     metrics_of,
     stages_of,
 )
+from harness.reporting.overview import Watch
 from harness.reporting.ranking_table import ranking_table
-from harness.reporting.terminal import final_table, live_table, trial_line, troubles
+from harness.reporting.terminal import final_table, live_view, trial_line, troubles
 from harness.runs.run import Run, epoch_lines
 from harness.sweeps.reading import Sweep
 from harness.sweeps.sweep_results import read_outcomes, write_tables
@@ -143,7 +144,7 @@ def read_log(content: bytes, folder: Path) -> None:
     with at_once():
         [_, _, _, one] = survey(sweep)
         line = trial_line(sweep, one)
-        shown(live_table(sweep, [one]))
+        shown(live_view(sweep, [one], Watch(sweep).look([one]), 40, 80))
         for word, digits in re.findall(rf"(epoch|loss|{METRIC}) (-?[\d.e+-]+)", line):
             assert digits in known, (word, digits)
         read = run.metrics()
@@ -270,9 +271,10 @@ def read_run_files(value: tuple[str, bytes], folder: Path) -> None:
     faults: list[str] = []
     with at_once():
         states = survey(sweep, all_places(patient=True), faults=faults)
-        shown(live_table(sweep, states))
+        shown(live_view(sweep, states, Watch(sweep).look(states), 40, 80))
         if name == "result":
-            shown(final_table(sweep, states, {"test mAP": "mAP"}))
+            for part in final_table(sweep, states, {"test mAP": "mAP"}, width=80):
+                shown(part)
         list(troubles(states))
         for one in states:
             trial_line(sweep, one)

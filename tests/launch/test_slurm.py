@@ -143,7 +143,7 @@ def test_a_dry_run_shows_trials_and_the_sbatch_script_and_writes_nothing(
     assert shown.status == 0, shown.err
     assert "4 trials: 4 missing" in shown.out
     assert "for no GPU" not in shown.out
-    assert "vss_weight=0 lss_weight=0.8 seed=1" in shown.out
+    assert "3  vss_weight=0 lss_weight=0.8    missing" in shown.out
     for line in ("#SBATCH --partition=gpu", "#SBATCH --gpus-per-node=2", "#SBATCH --array=0-3%4"):
         assert line in shown.out.splitlines()
     assert not list(tmp_path.iterdir())
@@ -325,3 +325,15 @@ def test_status_names_a_damaged_file_and_shows_all_other_trials(
     assert f"unreadable: {file}: cannot be read" in shown.out
     assert second in shown.out
     assert f"{file}: cannot be read" in launch(*recipe).err
+
+
+def test_status_counts_first_and_shows_all_trials_only_if_asked_for(launch: Command) -> None:
+    words = ("--recipe", "synthetic_tiny", f"seeds={list(range(60))}", "--status")
+    first, _, *rows, last = launch(*words).out.splitlines()
+    assert first == "synthetic_tiny: 60 trials: 60 missing"
+    assert (len(rows), last) == (50, "and 10 more: 10 missing")
+    _, _, *rows = launch(*words, "--all").out.splitlines()
+    assert [row.split()[1] for row in rows] == [f"seed={n}" for n in range(60)]
+    assert "--all without --status, --dry-run or --follow has no effect" in launch(
+        "--recipe", "synthetic_tiny", "--cancel", "--all"
+    ).err

@@ -63,7 +63,7 @@ class Config:
 
     experiment: ClassVar[Experiment] = Experiment(
         metric="validation.mAP", columns={"test mAP": "mAP"}, carried_files=("notes.txt",),
-        advice={"the toy broke": "wind it up"},
+        stages={"work": "work.epochs"}, advice={"the toy broke": "wind it up"},
     )
 
 

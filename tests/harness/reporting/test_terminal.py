@@ -1,7 +1,9 @@
 """What is shown of a sweep."""
 
 import io
+import itertools
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -13,13 +15,14 @@ from harness.base.mappings import lookup
 from harness.cluster.states import survey
 from harness.reporting import follow as following
 from harness.reporting.follow import follow
+from harness.reporting.overview import Watch, progress
 from harness.reporting.terminal import (
     clock,
     counts,
     final_table,
-    live_table,
-    progress,
+    live_view,
     trial_line,
+    trial_rows,
     troubles,
     wide,
 )
@@ -27,10 +30,18 @@ from harness.reporting.terminal import (
 COLUMNS = {"test mAP": "mAP", "test Rank-1": "cmc.1"}
 
 
-def shown(what: object) -> str:
-    console = Console(file=io.StringIO(), width=200)
-    console.print(what)
+def shown(*what: object, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(*what, sep="\n")
     return console.file.getvalue()
+
+
+def rows_of(sweep, width: int = 200, most: int = 50) -> str:
+    return shown(*trial_rows(sweep, survey(sweep), most=most, width=width), width=width)
+
+
+def ranking(sweep, columns: dict[str, str] = COLUMNS, width: int = 200, **most: int) -> str:
+    return shown(*final_table(sweep, survey(sweep), columns, width=width, **most), width=width)
 
 
 def finish(run, **result: object) -> None:
@@ -47,11 +58,12 @@ def sweep(toy: ModuleType, tmp_path: Path):
 
 
 def test_trials_are_ranked_by_the_sweeps_metric_and_the_label_says_on_what(sweep) -> None:
-    text = shown(final_table(sweep, survey(sweep), COLUMNS))
-    assert "selected on validation (validation.mAP, max)" in text
-    rows = [row for row in text.splitlines() if sweep.trials[0].run.folder.parent.name in row][1:]
+    title, head, *rows = ranking(sweep).splitlines()
+    assert title == "toys: selected on validation (validation.mAP, max)"
+    assert cells(head) == ["rank", "quality", "seed", "validation.mAP", *COLUMNS, "time", "run"]
     assert [cells(row)[1] for row in rows] == ["0.2", "0.3", "0.1"]
-    assert cells(rows[0])[3:7] == ["0.7000", "0.2000", "0.2000", "1:15"]
+    assert cells(rows[0])[3:] == ["0.7000", "0.2000", "0.2000", "1:15",
+                                  sweep.trials[1].signature]
 
 
 def test_a_test_metric_is_labelled_as_such_and_min_turns_the_order(
@@ -62,14 +74,19 @@ def test_a_test_metric_is_labelled_as_such_and_min_turns_the_order(
     )
     finish(sweep.trials[0].run, mAP=0.9)
     finish(sweep.trials[1].run, mAP=0.3)
-    text = shown(final_table(sweep, survey(sweep), COLUMNS))
-    assert "selected on test (mAP, min)" in text
-    rows = [row for row in text.splitlines() if "/toys/" in row]
+    title, _, *rows = ranking(sweep).splitlines()
+    assert title.endswith("selected on test (mAP, min)")
     assert [cells(row)[1] for row in rows] == ["0.2", "0.1"]
 
 
+def test_a_long_ranking_shows_the_best_and_says_how_many_are_left_out(sweep) -> None:
+    _, _, *rows, last = ranking(sweep, most=2).splitlines()
+    assert [cells(row)[1] for row in rows] == ["0.2", "0.3"]
+    assert last == "and 1 more"
+
+
 def cells(row: str) -> list[str]:
-    return [cell.strip() for cell in row.strip("│").split("│")]
+    return re.split(r" {2,}", row.strip())
 
 
 def test_progress_is_the_newest_of_each_number(toy: ModuleType, tmp_path: Path) -> None:
@@ -94,18 +111,56 @@ def test_only_the_end_of_a_long_log_is_read(toy: ModuleType, tmp_path: Path) -> 
     assert progress(trial.run, "validation.mAP")["epoch"] == 1999
 
 
-def test_the_live_table_of_many_trials_shows_those_that_need_eyes(
+def test_of_many_trials_those_that_need_eyes_are_shown_and_the_others_counted(
     toy: ModuleType, tmp_path: Path
 ) -> None:
     sweep = toy.make_sweep(tmp_path, {"work.epochs": {"grid": list(range(1, 61))}})
     for trial in sweep.trials[:50]:
         finish(trial.run, mAP=0.1, validation={"mAP": 0.1})
     sweep.trials[55].run.set_status("failed", error="no luck")
-    text = shown(live_table(sweep, survey(sweep), most=12))
-    assert "60 trials: 9 missing, 1 failed, 50 complete" in text
-    assert "epochs=56" in text
-    assert "no luck" in text
-    assert "48 more" in text
+    sweep.trials[57].run.set_status("running")
+    with sweep.trials[57].run.lock():
+        _, first, second, *rows, last = rows_of(sweep, most=12).splitlines()
+    assert cells(first)[1:4] == ["epochs=58", "running", "starting"]
+    assert cells(second)[1:4] == ["epochs=56", "failed", "no luck"]
+    assert len(rows) == 10
+    assert last == "and 48 more: 48 complete"
+
+
+def test_a_trial_takes_one_line_at_any_width_and_what_runs_is_never_cut(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    search = {"work.quality": {"grid": [0.123456, 0.654321]}, "work.epoch_s": {"grid": [0.0, 1.0]}}
+    sweep = toy.make_sweep(tmp_path, search, recipe={"work": {"epochs": 60}})
+    for trial in sweep.trials[:2]:
+        trial.run.log_metrics({"stage": "work", "epoch": 3, "loss": 1.25,
+                               "validation": {"mAP": 0.4}})
+        trial.run.set_status("running", host="node7.cluster", attempts=2)
+    sweep.trials[2].run.set_status("failed", error="a cause that is long\n" * 20)
+    heads = []
+    with sweep.trials[0].run.lock(), sweep.trials[1].run.lock():
+        for width in (60, 80, 100, 120, 200):
+            head, *rows = rows_of(sweep, width=width).splitlines()
+            assert len(rows) == 4
+            assert max(map(len, (head, *rows))) <= width
+            assert ["work, epoch 3 of 60" in row for row in rows] == [True, True, False, False]
+            assert "seed=1" not in rows[0], "what all trials share tells none apart"
+            heads.append(set(cells(head)))
+    assert heads[0] == {"#", "trial", "state", "progress or cause"}
+    assert heads[1] >= {"#", "trial", "state", "progress or cause", "mAP"}
+    assert heads[-1] == {"#", "trial", "state", "progress or cause", "mAP", "time", "loss", "host",
+                         "run", "attempts"} - {"time"}, "no trial has begun at a known time"
+    assert all(less <= more for less, more in itertools.pairwise(heads))
+
+
+def test_the_live_view_tells_the_counts_how_much_is_over_and_the_best_so_far(sweep) -> None:
+    states = survey(sweep)
+    text = shown(live_view(sweep, states, Watch(sweep).look(states), 40, 80), width=80)
+    first, bar, best, gap, *_ = text.splitlines()
+    assert first == "toys: 4 trials: 1 missing, 3 complete"
+    assert bar.endswith(" 3 of 4 trials ended")
+    assert best == "best validation.mAP 0.7000: trial 1 (quality=0.2 seed=1)"
+    assert not gap.strip()
 
 
 def test_points_without_a_conditional_key_are_ranked_too(toy: ModuleType, tmp_path: Path) -> None:
@@ -114,16 +169,16 @@ def test_points_without_a_conditional_key_are_ranked_too(toy: ModuleType, tmp_pa
     sweep = toy.make_sweep(tmp_path, search)
     for trial in sweep.trials:
         finish(trial.run, mAP=0.1, cmc={"1": 0.1}, validation={"mAP": trial.point["work.quality"]})
-    text = shown(final_table(sweep, survey(sweep), {}))
-    rows = [[cell.strip() for cell in line.split("│")[2:4]] for line in text.splitlines()
-            if line.startswith("│")]
-    assert rows == [["0.9", "0.5"], ["0.1", ""]]
+    _, _, first, second = ranking(sweep, {}).splitlines()
+    assert cells(first)[:4] == ["1", "0.9", "0.5", "1"]
+    assert cells(second)[:3] == ["2", "0.1", "1"]
 
 
-def test_the_live_table_says_which_host_a_trial_was_on_last_and_how_often_it_began(sweep) -> None:
+def test_a_table_says_which_host_a_trial_was_on_last_and_how_often_it_began(sweep) -> None:
     sweep.trials[3].run.set_status("stopped", host="node7", attempts=3)
-    [row] = [row for row in shown(live_table(sweep, survey(sweep))).splitlines() if "node7" in row]
-    assert [cell.strip() for cell in row.split("│")[4:7]] == ["stopped", "node7", "3"]
+    [row] = [row for row in rows_of(sweep).splitlines() if "node7" in row]
+    assert cells(row)[2::2] == ["stopped", sweep.trials[3].signature]
+    assert cells(row)[-1] == "3"
 
 
 def test_troubles_name_the_error_its_last_lines_and_the_log(sweep) -> None:
@@ -137,7 +192,7 @@ def test_troubles_name_the_error_its_last_lines_and_the_log(sweep) -> None:
 
 def test_square_brackets_in_an_error_are_no_markup(sweep) -> None:
     sweep.trials[3].run.set_status("failed", error="shape [red]3[/red] [/nothing]")
-    assert "shape [red]3[/red] [/nothing]" in shown(live_table(sweep, survey(sweep)))
+    assert "shape [red]3[/red] [/nothing]" in rows_of(sweep)
 
 
 def test_a_line_says_where_a_trial_is(sweep) -> None:
@@ -147,7 +202,7 @@ def test_a_line_says_where_a_trial_is(sweep) -> None:
     with run.lock():
         text = trial_line(sweep, survey(sweep)[3])
     assert text.startswith(
-        "trial 3 (quality=0.4 seed=1): running stage2 epoch 2 loss 1.25 validation.mAP 0.4000"
+        "trial 3 (quality=0.4 seed=1): running stage2, epoch 2 loss 1.25 validation.mAP 0.4000"
     )
     assert trial_line(sweep, survey(sweep)[0]) == (
         "trial 0 (quality=0.1 seed=1): complete validation.mAP 0.5000"
@@ -171,9 +226,13 @@ def test_following_without_a_terminal_prints_each_change_once(
     with run.lock():
         views = follow(sweep, console)
     assert [v.state for v in views] == ["complete"] * 4
-    lines = console.file.getvalue().splitlines()
-    assert len(lines) == 5
-    assert sum("running" in text for text in lines) == 1
+    lines = [line[9:] for line in console.file.getvalue().splitlines()]
+    assert lines == [
+        "toys: 4 trials: 1 running, 3 complete; 3 of 4 trials ended; best validation.mAP 0.7000: "
+        "trial 1 (quality=0.2 seed=1)",
+        "trial 3 (quality=0.4 seed=1): running",
+        "trial 3 (quality=0.4 seed=1): complete validation.mAP 0.4000",
+    ]
 
 
 def test_small_formats() -> None:
@@ -200,7 +259,7 @@ def test_odd_values_of_a_log_are_shown_as_they_are_and_never_as_numbers(sweep) -
     }
     with run.lock():
         states = survey(sweep)
-        row = next(row for row in shown(live_table(sweep, states)).splitlines() if "[/b]" in row)
-        assert cells(row)[4:] == ["[/b]", "", "[/a]", "2", "[bold]", "True", "", ""]
-        assert trial_line(sweep, states[3]).endswith(": running [/a] epoch 2 loss [bold] "
+        row = next(row for row in rows_of(sweep).splitlines() if "[/b]" in row)
+        assert cells(row)[2:7] == ["running", "[/a], epoch 2", "True", "[bold]", "[/b]"]
+        assert trial_line(sweep, states[3]).endswith(": running [/a], epoch 2 loss [bold] "
                                                      "validation.mAP True on [/b]")

@@ -14,6 +14,7 @@ from harness.base import locks
 from harness.base.errors import UserError
 from harness.base.locks import Busy, lock_holder
 from harness.cluster.rank_processes import EXIT_STATUS, HINDERED_STATUS, IN_USE_STATUS
+from harness.runs.environment import CODE
 from harness.runs.execute import execute, load_function
 from harness.runs.failures import ERROR_LINES
 from harness.runs.run import Run
@@ -303,6 +304,17 @@ def test_the_job_is_named_as_slurm_names_it(
         monkeypatch.setenv(name, value)
     execute(run)
     assert run.status()["job"] == expected
+
+
+def test_the_log_begins_with_the_run_its_attempt_and_where_it_is(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    run = make("complete")
+    execute(run)
+    first = run.log_file.read_text().splitlines()[0]
+    assert first.endswith(f"INFO harness.runs.execute: run name/complete: attempt 1 on "
+                          f"{os.uname().nodename}, job 7, 1 rank, code in {CODE}")
 
 
 def test_the_log_file_gets_no_more_lines_after_the_run(make: Any) -> None:

@@ -1,0 +1,43 @@
+"""Our own packages are logged, libraries only when they warn."""
+
+import io
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from harness.cluster.rank_processes import log_to_stderr
+from harness.runs.logs import announce_torch
+
+LIBRARIES = ("compilers.C.base", "matplotlib", "numba.core", "httpx", "torch._inductor", "wandb",
+             "submitit")
+
+
+def test_a_job_logs_our_own_packages_and_of_libraries_only_warnings(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, stderr = logging.getLogger(), io.StringIO()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    monkeypatch.setattr("sys.stderr", stderr)
+    log_to_stderr()
+    monkeypatch.setattr(logging.getLogger("submitit"), "level", logging.INFO)
+    for name in (*LIBRARIES, "harness.x", "svll.y", "__main__", "root"):
+        logging.getLogger(None if name == "root" else name).info("from %s", name)
+    logging.getLogger("httpx").warning("a warning")
+    said = [line.split(" ", 2)[2] for line in stderr.getvalue().splitlines()]
+    assert said == ["INFO harness.x: from harness.x", "INFO svll.y: from svll.y",
+                    "INFO __main__: from __main__", "WARNING httpx: a warning"]
+
+
+def test_the_import_of_torch_is_announced_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logging.getLogger("harness.x")
+    for modules, lines in (({}, ["loading torch and other libraries: 5 to 20 s, more from a slow "
+                                 "disk"]), ({"torch": None}, [])):
+        monkeypatch.setattr("harness.runs.logs.sys", SimpleNamespace(modules=modules))
+        with caplog.at_level(logging.INFO):
+            announce_torch(log)
+        assert caplog.messages == lines
+        caplog.clear()
