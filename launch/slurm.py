@@ -12,8 +12,10 @@ failed ones.
 """
 
 import dataclasses
+import json
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,13 +30,17 @@ from harness.cluster.launch import cancel as cancel_sweep
 from harness.cluster.place import NoAnswer, Place
 from harness.cluster.records import read_records
 from harness.cluster.states import ALIVE, DONE, TrialState, is_searched, survey
+from harness.config.build import build
+from harness.config.fields import text_fields
+from harness.config.sources import parse_overrides
+from harness.listing.tables import states_as_json
 from harness.reporting import terminal as table
 from harness.reporting.follow import follow as follow_sweep
 from harness.reporting.terminal import say
 from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, SweepFile, find_sweep
 from harness.sweeps.reading import Sweep, Trial, read_sweep, with_proposed
 from harness.sweeps.space import points_file
-from launch.cli import command, print_config_help
+from launch.cli import command, print_config_help, refuse_without
 from svll.config import RECIPES, SWEEPS, Config
 from svll.data.datasets import has_validation
 from svll.reuse.fingerprints import pin, weights_file
@@ -76,7 +82,9 @@ def main(
         help="Default: slurm where sbatch is, else local.")] = None,
     dry_run: Annotated[bool, typer.Option(
         "--dry-run", help="Show trials and the sbatch script; submit nothing.")] = False,
-    status: Annotated[bool, typer.Option("--status", help="Show each trial's state.")] = False,
+    status: Annotated[bool, typer.Option(
+        "--status", help="Show each trial's state; without a sweep, all that is in runs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --status: print JSON.")] = False,
     follow: Annotated[bool, typer.Option(
         "--follow", help="Submit, then watch until all have ended.")] = False,
     cancel: Annotated[bool, typer.Option(
@@ -101,6 +109,9 @@ def main(
         return _help_config(overrides or [])
     if sum((dry_run, status, follow, cancel, doctor)) > 1:
         raise UserError("choose one of --dry-run, --status, --follow, --cancel, --doctor")
+    refuse_without("--status", status, {"--json": as_json})
+    if status and sweep is None and recipe is None:
+        return _list(overrides or [], as_json=as_json)
     if doctor and sweep is None and recipe is None:
         recipe = "synthetic"  # any recipe; it is not run
     settings = [*(overrides or []), *([f"ray.address={ray_address}"] if ray_address else [])]
@@ -121,7 +132,7 @@ def main(
     if dry_run:
         return _dry_run(asked, place, jobs, console, retry_failed=retry_failed)
     if status:
-        return _status(asked, console)
+        return _status(asked, console, as_json=as_json)
     if cancel:
         ended = table.trials(len(cancel_sweep(asked)))
         say(console, f"{ended} ended; the same command without --cancel resumes")
@@ -186,9 +197,21 @@ def _dry_run(
     return 0
 
 
-def _status(sweep: Sweep, console: Console) -> int:
+def _list(overrides: list[str], *, as_json: bool) -> int:
+    """List the runs and sweeps in the folder of runs."""
+    place = build(Config, parse_overrides(overrides, text_fields(Config))).run
+    from launch.runs import print_listing  # late: it is another command
+
+    print_listing([Path(place.runs)], as_json=as_json)
+    return 0
+
+
+def _status(sweep: Sweep, console: Console, *, as_json: bool) -> int:
     faults: list[str] = []
     states = survey(sweep, all_places(patient=True), faults=faults)
+    if as_json:
+        typer.echo(json.dumps({**states_as_json(sweep, states), "faults": faults}, indent=2))
+        return int(bool(faults))
     if states:
         console.print(table.live_table(sweep, states, most=STATUS_ROWS))
     else:
