@@ -3,7 +3,7 @@
     python launch/runs.py ls
     python launch/runs.py ls runs/loss_weights --state failed --since 2d
     python launch/runs.py show RUN
-    python launch/runs.py compare RUN OTHER
+    python launch/runs.py compare runs/synthetic/0a1b2c3d4e5f runs/synthetic/5f4e3d2c1b0a
     python launch/runs.py tag RUN baseline
     python launch/runs.py note RUN "the learning rate was too high"
     python launch/runs.py rm RUN
