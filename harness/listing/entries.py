@@ -13,6 +13,8 @@ from harness.base.errors import UserError
 from harness.base.files import read_json
 from harness.base.mappings import is_number, lookup
 from harness.base.reading import from_json
+from harness.cluster.local.place import living_workers
+from harness.cluster.records import read_records
 from harness.listing.disk import size_of
 from harness.listing.folders import SWEEP_FILE, Found, Kind, find
 from harness.listing.notes import Notes, read_notes
@@ -79,11 +81,28 @@ def list_entries(folders: Iterable[Path], metric: Metric) -> list[Entry]:
             runs.setdefault(parent, []).append(run_entry(one, metrics.get(parent, (metric,))[0]))
     entries: list[Entry] = []
     for folder in dict.fromkeys([*metrics, *runs]):
-        own = runs.get(folder, [])
+        own = _without_workers(folder, runs.get(folder, []))
         if folder in metrics:
             entries.append(_sweep_entry(folder, own, *metrics[folder]))
         entries += own
     return entries
+
+
+def _without_workers(sweep: Path, runs: list[Entry]) -> list[Entry]:
+    """Tell which runs wait for workers of this machine that are gone. Jobs of a scheduler are not
+    asked for: a list must not wait for that."""
+    if all(one.state != "submitted" for one in runs):
+        return runs
+    try:
+        records = read_records(sweep)
+    except (UserError, OSError):  # another user's, or damaged: --status tells
+        return runs
+    newest = {signature: record for record in records for signature in record.trials}
+    tokens = {record.token for record in newest.values() if record.cluster == "local"}
+    gone = {token for token in tokens if not living_workers(sweep, token)}
+    lost = {signature for signature, record in newest.items() if record.token in gone}
+    return [replace(one, fault="its worker ended before it began")
+            if one.state == "submitted" and one.folder.name in lost else one for one in runs]
 
 
 def run_entry(found: Found, metric: Metric) -> Entry:

@@ -113,7 +113,7 @@ def differences_table(
 
 def states_as_json(sweep: Sweep, states: Sequence[TrialState]) -> dict[str, Any]:
     """Return the states of a sweep's trials as values that JSON can hold."""
-    trials = []
+    trials: list[dict[str, Any]] = []
     for one in states:
         newest = progress(one.trial.run, sweep.metric)
         done = one.trial.run.result() if one.state == "complete" else None

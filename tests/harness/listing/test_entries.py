@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
+from harness.base.locks import held_lock
+from harness.cluster.local.place import worker_lock
+from harness.cluster.records import new_record
 from harness.listing.entries import (
     Entry,
     Metric,
@@ -152,6 +155,18 @@ def test_filters_keep_runs_and_the_sweeps_that_have_them(
     assert names(tags=["kept"]) == ["others/000000000003"]
     assert names(since=time.time() + 60) == []
     assert len(names(since=time.time() - 60)) == 4
+
+
+def test_a_run_that_waits_for_a_worker_that_is_gone_is_told_of(make_run: MakeRun) -> None:
+    run = make_run(1, "submitted")
+    sweep = run.folder.parent
+    record = new_record(sweep, "local", [run.signature], workers=1)
+    record.write("submitted")
+    with held_lock(worker_lock(record.file, 0)):
+        [one] = list_entries([sweep], SCORE)
+        assert (one.state, one.fault) == ("submitted", "")
+    [one] = list_entries([sweep], SCORE)
+    assert (one.state, one.fault) == ("submitted", "its worker ended before it began")
 
 
 def test_ages_and_sizes_are_short() -> None:
