@@ -13,6 +13,7 @@ failed ones.
 """
 
 import dataclasses
+import json
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,11 @@ from harness.cluster.launch import cancel as cancel_sweep
 from harness.cluster.place import NoAnswer, Place
 from harness.cluster.records import read_records
 from harness.cluster.states import ALIVE, DONE, TrialState, is_searched, survey
-from harness.config.fields import field_types
+from harness.config.build import build
+from harness.config.fields import field_types, text_fields
 from harness.config.recipes import recipe_files
+from harness.config.sources import parse_overrides
+from harness.listing.tables import states_as_json
 from harness.reporting import terminal as table
 from harness.reporting.follow import follow as follow_sweep
 from harness.reporting.terminal import say
@@ -87,7 +91,9 @@ def main(
         help="Default: slurm where sbatch is, else local.")] = None,
     dry_run: Annotated[bool, typer.Option(
         "--dry-run", help="Show trials and the sbatch script; submit nothing.")] = False,
-    status: Annotated[bool, typer.Option("--status", help="Show the trials' states.")] = False,
+    status: Annotated[bool, typer.Option(
+        "--status", help="Show the trials' states; without a sweep, all that is in runs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --status: print JSON.")] = False,
     every: Annotated[bool, typer.Option(
         "--all", help=f"Show all trials, not only the first {table.ROWS}.")] = False,
     follow: Annotated[bool, typer.Option(
@@ -116,6 +122,9 @@ def main(
     if sum((dry_run, status, follow, cancel, doctor)) > 1:
         raise WrongUsage("choose one of --dry-run, --status, --follow, --cancel, --doctor")
     refuse_without("--status, --dry-run or --follow", status or dry_run or follow, {"--all": every})
+    refuse_without("--status", status, {"--json": as_json})
+    if status and sweep is None and recipe is None and sweep_name is None:
+        return _list(overrides or [], as_json=as_json)
     if doctor and sweep is None and recipe is None and sweep_name is None:
         recipe = "synthetic"  # any recipe; it is not run
     settings = [*(overrides or []), *([f"ray.address={ray_address}"] if ray_address else [])]
@@ -136,7 +145,7 @@ def main(
     if dry_run:
         return _dry_run(asked, place, jobs, console, most, retry_failed=retry_failed)
     if status:
-        return _status(asked, console, most)
+        return _status(asked, console, most, as_json=as_json)
     if cancel:
         ended = table.trials(len(cancel_sweep(asked)))
         say(console, f"{ended} ended; the same command without --cancel resumes")
@@ -225,9 +234,21 @@ def _print_trials(
         console.print(part)
 
 
-def _status(sweep: Sweep, console: Console, most: int | None) -> int:
+def _list(overrides: list[str], *, as_json: bool) -> int:
+    """List the runs and sweeps in the folder of runs."""
+    place = build(Config, parse_overrides(overrides, text_fields(Config))).run
+    from launch.runs import print_listing  # late: it is another command
+
+    print_listing([Path(place.runs)], as_json=as_json)
+    return 0
+
+
+def _status(sweep: Sweep, console: Console, most: int | None, *, as_json: bool) -> int:
     faults: list[str] = []
     states = survey(sweep, all_places(patient=True), faults=faults)
+    if as_json:
+        typer.echo(json.dumps({**states_as_json(sweep, states), "faults": faults}, indent=2))
+        return int(bool(faults))
     _print_trials(sweep, states, console, most)
     _print_troubles(states, console)
     _print_failed(states, console, retry_failed=False)

@@ -45,6 +45,7 @@ INSTEAD = [
     (r"(data\.py|svll-data) synthetic --root DIR", r"\1 synthetic --root drawn"),
     (r"(drawn)(?!.*--size)", r"\1 --size 2"),  # drawing takes its time
     (r"--size \d+", "--size 2"),
+    (r"runs\.py rm RUN$", "runs.py rm RUN --yes"),  # nobody is there to be asked
     (r"data\.name=folder data\.root=DIR", "data.name=folder data.root=world"),
     (r" --follow", ""),
     (rf"^(.*slurm(\.py)? (?!.*{LOOKING}).*)$", r"\1 --dry-run"),

@@ -11,7 +11,7 @@ from tests.test_house_rules import PACKAGES, ROOT, everything, files, parsed
 FLOORS = {
     "harness": (
         "base", "config", "features", "images", "runs", "training", "sweeps", "cluster",
-        "reporting",
+        "reporting", "listing",
     ),
     "svll": (
         "base", "migration", "config", "losses", "prompt_augmentation", "prompt_quality",

@@ -3,6 +3,7 @@
 What uses a file or folder marks it (`mark_used`): its time of change is its last use.
 """
 
+import math
 import os
 import shutil
 import time
@@ -23,13 +24,13 @@ def mark_used(path: Path) -> None:
             os.utime(path)
 
 
-def unused(folder: Path) -> list[Path]:
-    """Return what in a folder has not been used for UNUSED_DAYS, by the file system's clock: this
-    machine's may be wrong."""
+def unused(folder: Path, days: float = UNUSED_DAYS) -> list[Path]:
+    """Return what in a folder has not been used for so long, by the file system's clock: this
+    machine's may be wrong. days: 0 returns all."""
     if not folder.is_dir():
         return []
     now = now_at(folder)
-    oldest = now - UNUSED_DAYS * DAY_S
+    oldest = now - days * DAY_S if days else math.inf
     return sorted(path for path in folder.iterdir() if _last_use(path, now) < oldest)
 
 

@@ -10,7 +10,7 @@ from harness.base.files import read_json, write_json
 from harness.base.locks import Busy, held_lock, lock_holder
 from harness.cluster.records import jobs_folder
 from harness.runs.execute import load_function
-from harness.runs.run import Run, state_of
+from harness.runs.run import NAME, Run, state_of
 from harness.sweeps.reading import Sweep, Trial
 
 log = logging.getLogger(__name__)
@@ -20,8 +20,28 @@ OVER = ("complete", "failed", "ended early", "unreadable", "new")
 
 
 def write_summary(sweep: Sweep) -> None:
-    """Write runs/<name>/sweep.json: the sweep and its trials, in order."""
-    write_json(sweep.folder / "sweep.json", summary(sweep, sweep.trials))
+    """Write runs/<name>/sweep.json: the sweep and its trials, in order, and then the trials of
+    earlier states of the sweep file whose runs are still there. These have a number `dropped`,
+    which trials share that left the file together."""
+    found, before = summary(sweep, sweep.trials), _listed_before(sweep.folder)
+    listed = {trial["signature"] for trial in found["trials"]}
+    number = 1 + max((trial.get("dropped", 0) for trial in before), default=0)
+    for trial in before:
+        name = trial["signature"]
+        if name not in listed and Run(sweep.folder / name).config_file.exists():
+            listed.add(name)
+            found["trials"].append({"dropped": number, **trial})
+    write_json(sweep.folder / "sweep.json", found)
+
+
+def _listed_before(sweep_folder: Path) -> list[dict[str, Any]]:
+    """Return the trials in sweep.json; none where it is missing or damaged."""
+    try:
+        trials = [dict(trial) for trial in read_json(sweep_folder / "sweep.json")["trials"]]
+        return [trial for trial in trials if NAME.fullmatch(trial["signature"])
+                and isinstance(trial.get("dropped", 0), int)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def summary(sweep: Sweep, trials: Iterable[Trial]) -> dict[str, Any]:
@@ -41,7 +61,8 @@ def write_if_over(sweep_folder: Path) -> None:
     try:
         trials = read_json(sweep_folder / "sweep.json")["trials"]
         # newest first: while many trials are open, the first look is enough
-        runs = [Run(sweep_folder / trial["signature"]) for trial in reversed(trials)]
+        runs = [Run(sweep_folder / trial["signature"]) for trial in reversed(trials)
+                if not trial.get("dropped")]
         if runs and all(state_of(r) in OVER and lock_holder(r.lock_file) is None for r in runs):
             write(sweep_folder, runs[0])
     except Busy:

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.base.errors import UserError
 from harness.base.locks import lock_holder
-from harness.base.unused import remove, unused
+from harness.base.unused import UNUSED_DAYS, remove, unused
 from harness.cluster.known_places import Places, all_places, place_named
 from harness.cluster.records import EVERY, Record, jobs_folder, read_records
 from harness.cluster.snapshots import code_folder
@@ -41,11 +41,11 @@ def prune(sweep_folder: Path) -> None:
             log.info("deleted %d old folders of jobs and frozen code", len(found))
 
 
-def unneeded(sweep_folder: Path) -> list[Path]:
+def unneeded(sweep_folder: Path, days: float = UNUSED_DAYS) -> list[Path]:
     """Return the job folders and frozen code that neither an unfinished trial nor a job needs, and
-    that were not used for UNUSED_DAYS. Raises UserError when a scheduler does not answer."""
+    that were not used for so many days. Raises UserError when a scheduler does not answer."""
     folder = sweep_folder.resolve()
-    jobs, codes = unused(jobs_folder(folder)), unused(code_folder(folder))
+    jobs, codes = unused(jobs_folder(folder), days), unused(code_folder(folder), days)
     if not jobs and not codes:
         return []
     places = all_places(max_age_s=ONE_LOOK_S)

@@ -80,7 +80,7 @@ def survey(
                 if key in uncertain and one.state != "missing" else one
                 for key, one in states.items()]
     if any(uncertain.values()):
-        jobs = _jobs(uncertain, places)
+        jobs = living_jobs(uncertain, places)
         is_launching = was_launching or lock_holder(launch_lock(sweep)) is not None
         for key, known in uncertain.items():
             # read again: a job that is gone now may have ended well since the first look
@@ -121,7 +121,7 @@ def _is_uncertain(one: TrialState, retry_failed: bool) -> bool:
     return one.is_due or (retry_failed and one.state == "failed")
 
 
-def _jobs(records: Mapping[str, Sequence[Record]], places: Places) -> dict[str, Job]:
+def living_jobs(records: Mapping[str, Sequence[Record]], places: Places) -> dict[str, Job]:
     """Return the living jobs of trials; each place is asked once. A job that cannot be seen from
     here counts as queued."""
     every = {record.token: record for own in records.values() for record in own}
@@ -222,7 +222,7 @@ def is_searched(sweep: Sweep, places: Places | None = None) -> bool:
         return False
     if any(record.state == "submitting" for record in searches):
         return True
-    return bool(_jobs({EVERY: searches}, places or all_places()))
+    return bool(living_jobs({EVERY: searches}, places or all_places()))
 
 
 def _searches(records: Sequence[Record]) -> list[Record]:

@@ -69,6 +69,9 @@ def _remarks(results: SweepResults, ranked: list[Ranked]) -> list[str]:
     if not all(one.is_whole for one in ranked):
         lines.append("Points with missing seeds rank last: their mean leaves out trials that "
                      "ended early or failed.")
+    if left := [str(rank) for rank, one in enumerate(ranked, start=1) if not one.in_file]:
+        lines.append(f"No longer in the sweep file, so their other settings may differ: rank "
+                     f"{', '.join(left)}.")
     if results.has_changed:
         lines.append("Settings changed during training (changes.json in the run folders); the "
                      "table shows those at the start.")

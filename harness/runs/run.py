@@ -24,7 +24,7 @@ from harness.base.files import (
     write_json_lines,
     write_text,
 )
-from harness.base.locks import check_held, held_lock, writing
+from harness.base.locks import check_held, held_lock, lock_holder, writing
 from harness.base.reading import exists
 from harness.runs.stopping import request_stop
 
@@ -222,20 +222,31 @@ def _is_of(value: Any, kinds: type | tuple[type, ...]) -> bool:
     return isinstance(value, kinds) and (kinds is bool or not isinstance(value, bool))
 
 
+CLAIM = "claim.lock"
+"""The lock file in a run folder with which a worker keeps other workers out."""
+
+
 def state_of(run: Run) -> str:
-    """Return the state of a run; `unreadable` when its files are damaged."""
+    """Return the state of a run; `unreadable` when its files are damaged, `interrupted` when its
+    process ended without a message. On another machine that is told by the age of its lock."""
     try:
         status = run.status()
-    except UserError:
+        is_held = status["state"] != "running" or is_in_use(run)
+        if not is_held:  # a process writes its last status before it releases its lock
+            status = run.status()
+        if run.is_complete():
+            return "complete"
+    except (UserError, OSError):
         return "unreadable"
-    if run.is_complete():
-        return "complete"
+    if status["state"] == "running" and not is_held:
+        return "interrupted"
     is_pruned = status.get("pruned") and status["state"] == "stopped"
     return "ended early" if is_pruned else str(status["state"])
 
 
-CLAIM = "claim.lock"
-"""The lock file in a run folder with which a worker keeps other workers out."""
+def is_in_use(run: Run) -> bool:
+    """Return whether a living process holds the run. Raises OSError when that is not known."""
+    return any(lock_holder(lock) is not None for lock in (run.lock_file, run.folder / CLAIM))
 
 
 def epoch_lines(run: Run) -> list[dict[str, Any]]:

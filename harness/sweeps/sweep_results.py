@@ -53,6 +53,8 @@ class Outcome:
     """Its metric; None while it is not complete."""
     numbers: Mapping[str, float]
     """Of its result, by dotted key."""
+    dropped: int = 0
+    """0: the sweep file has it. Else trials of one number have left the file together."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class Ranked:
     def is_whole(self) -> bool:
         """Return whether all its trials are complete."""
         return len(self.outcomes) == self.trial_count
+
+    @property
+    def in_file(self) -> bool:
+        """Return whether the sweep file still has the point."""
+        return not self.outcomes[0].dropped
 
     @property
     def mean(self) -> float:
@@ -131,18 +138,22 @@ class SweepResults:
 
     def ranked(self) -> list[Ranked]:
         """Return the points that have a complete trial, the best mean first; points with missing
-        seeds come last."""
+        seeds come last, and after them those that are no longer in the sweep file: their other
+        settings may differ."""
         return list(self._ranked)
 
     @cached_property
     def _ranked(self) -> list[Ranked]:
         groups: dict[str, list[Outcome]] = {}
         for one in self.outcomes:
-            groups.setdefault(json.dumps(one.point, sort_keys=True), []).append(one)
+            key = json.dumps([one.dropped, one.point], sort_keys=True)
+            groups.setdefault(key, []).append(one)
         points = [Ranked(group[0].point, complete, len(group)) for group in groups.values()
                   if (complete := [one for one in group if one.value is not None])]
         sign = -1.0 if self.mode == "max" else 1.0
-        return sorted(points, key=lambda point: (not point.is_whole, sign * point.mean))
+        return sorted(points, key=lambda point: (
+            not point.in_file, not point.is_whole, sign * point.mean
+        ))
 
     def __repr__(self) -> str:
         complete, best = [one for one in self.outcomes if one.value is not None], ""
@@ -152,8 +163,8 @@ class SweepResults:
                 f"complete{best})")
 
     def sound(self) -> list[Ranked]:
-        """Return the whole points, or all where there are none."""
-        ranked = self.ranked()
+        """Return the whole points in the sweep file, or all there where none is whole."""
+        ranked = [point for point in self.ranked() if point.in_file]
         return [point for point in ranked if point.is_whole] or ranked
 
     @cached_property
@@ -231,7 +242,7 @@ def read_outcomes(folder: Path) -> SweepResults:
         search = _search(at_type(record.get("search", {}), dict[str, Any]), file)
         results = SweepResults(name, folder, metric, mode, [], objectives, search)
         trials = [(at_type(t["point"], dict[str, Any]), at_type(t["seed"], int),
-                   Run(folder / _plain_name(t["signature"])))
+                   Run(folder / _plain_name(t["signature"])), at_type(t.get("dropped", 0), int))
                   for t in at_type(record["trials"], list[dict[str, Any]])]
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: not a sweep folder: it has no sweep.json") from None
@@ -239,13 +250,14 @@ def read_outcomes(folder: Path) -> SweepResults:
         raise UserError(f"{file}: cannot be read: {error!r}; the sweep's next launch writes it "
                         "again") from None
     outcomes = []
-    for point, seed, run in trials:
+    for point, seed, run, dropped in trials:
         try:
             numbers = numbers_of(run) if objectives else numeric_leaves(run.result() or {})
         except (UserError, ValueError):
             numbers = {}
         numbers = {k: v for k, v in numbers.items() if k not in POSITION}
-        outcomes.append(Outcome(point, seed, run, state_of(run), numbers.get(metric), numbers))
+        value = numbers.get(metric)
+        outcomes.append(Outcome(point, seed, run, state_of(run), value, numbers, dropped))
     return replace(results, outcomes=outcomes)
 
 

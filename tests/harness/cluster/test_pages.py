@@ -1,16 +1,18 @@
 """The page that is written when the last trial of a sweep ends."""
 
+import shutil
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from harness.base.files import read_json
+from harness.base.files import read_json, write_json
 from harness.base.locks import held_lock
 from harness.cluster import pages
 from harness.cluster.launch import launch
 from harness.cluster.local.place import living_workers
 from harness.cluster.states import survey
+from harness.runs.run import Run
 from harness.sweeps.reading import Sweep
 from harness.sweeps.sweep_results import read_outcomes
 
@@ -96,3 +98,38 @@ def sweep(finished: Sweep) -> Sweep:
 
 def over(toy: ModuleType, sweep: Sweep) -> None:
     toy.until(lambda: not living_workers(sweep.folder))
+
+
+def test_trials_that_left_the_sweep_file_stay_listed_and_marked_as_long_as_their_runs_exist(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    values = {"old": [0.1, 0.2], "edited": [0.2, 0.3], "again": [0.1, 0.4]}
+    sweeps = {name: toy.make_sweep(tmp_path, {"work.quality": {"grid": grid}})
+              for name, grid in values.items()}
+
+    def listed(name: str) -> list[tuple[float, int]]:
+        pages.write_summary(sweeps[name])
+        trials = read_json(sweeps[name].folder / "sweep.json")["trials"]
+        return [(t["point"]["work.quality"], t.get("dropped", 0)) for t in trials]
+
+    for sweep in sweeps.values():
+        for trial in sweep.trials:
+            trial.run.create("seed: 1\n")
+    assert listed("old") == [(0.1, 0), (0.2, 0)]
+    assert listed("edited") == [(0.2, 0), (0.3, 0), (0.1, 1)]
+    # the first point is in the file again, the two others have left it together
+    assert listed("again") == [(0.1, 0), (0.4, 0), (0.2, 2), (0.3, 2)]
+    shutil.rmtree(sweeps["edited"].trials[1].run.folder)
+    assert listed("again") == [(0.1, 0), (0.4, 0), (0.2, 2)]
+
+
+def test_a_page_does_not_wait_for_trials_that_are_no_longer_in_the_sweep_file(
+    sweep: Sweep
+) -> None:
+    summary = read_json(sweep.folder / "sweep.json")
+    gone = sweep.folder / "0123456789ab"
+    Run(gone).set_status("stopped")
+    summary["trials"].append({"point": {}, "seed": 1, "signature": gone.name, "dropped": 1})
+    write_json(sweep.folder / "sweep.json", summary)
+    pages.write_if_over(sweep.folder)
+    assert (sweep.folder / "reported.json").exists()

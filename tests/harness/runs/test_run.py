@@ -1,5 +1,8 @@
 """What is true of a run stands in its folder, and one process at a time may write there."""
 
+import json
+import os
+import socket
 import time
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import pytest
 
 from harness.base.errors import Hindered, UserError
 from harness.base.files import write_text
-from harness.runs.run import Run
+from harness.runs.run import Run, state_of
 
 
 @pytest.fixture
@@ -187,3 +190,39 @@ def test_a_log_ends_at_a_line_that_is_no_entry(run: Run, line: str) -> None:
     write_text(run.result_file, "{}")
     with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
         run.metrics()
+
+
+@pytest.mark.parametrize(
+    ("host", "seconds", "state"),
+    [("here", 0, "interrupted"), ("elsewhere", 0, "running"), ("elsewhere", 600, "interrupted")],
+)
+def test_a_run_whose_process_is_gone_is_interrupted_as_far_as_this_machine_can_tell(
+    run: Run, host: str, seconds: float, state: str
+) -> None:
+    run.set_status("running", host=host, pid=2**22 + 1)
+    name = socket.gethostname() if host == "here" else host
+    holder = {"host": name, "pid": 2**22 + 1, "started": "1", "token": "t"}  # no pid is so large
+    run.lock_file.write_text(json.dumps(holder))
+    os.utime(run.lock_file, (time.time() - seconds,) * 2)
+    assert state_of(run) == state
+
+
+def test_a_run_is_running_while_a_living_process_holds_it(run: Run) -> None:
+    run.set_status("running")
+    assert state_of(run) == "interrupted"
+    with run.lock():
+        assert state_of(run) == "running"
+    write_text(run.result_file, "{}")
+    assert state_of(run) == "complete"
+
+
+def test_a_process_that_ends_while_its_state_is_asked_is_not_taken_for_an_interrupted_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.set_status("running")
+
+    def ends_now(_: Path) -> None:
+        run.set_status("stopped")  # as a process does before it releases its lock
+
+    monkeypatch.setattr("harness.runs.run.lock_holder", ends_now)
+    assert state_of(run) == "stopped"

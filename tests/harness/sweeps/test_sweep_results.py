@@ -15,7 +15,8 @@ import scipy.stats
 import yaml
 
 from harness.base.errors import UserError
-from harness.base.files import write_json
+from harness.base.files import read_json, write_json
+from harness.reporting.ranking_table import ranking_table
 from harness.runs.run import Run
 from harness.sweeps import sweep_results
 from harness.sweeps.sweep_results import SweepResults
@@ -255,3 +256,20 @@ def test_a_damaged_configuration_of_the_best_run_is_named(make: Made) -> None:
     file.write_text("data: 5\n")
     with pytest.raises(UserError, match=rf"{file}: data is 5, not a group of keys"):
         sweep_results.write_best(sweeping, without={"data.validation": 0.0})
+
+
+def test_points_that_left_the_sweep_file_rank_last_apart_and_do_not_become_the_best(
+    make: Made, tmp_path: Path
+) -> None:
+    make(*(({"a": a}, {1: value}) for a, value in ((1, 0.5), (2, 0.4), (1, 0.9), (1, 0.8))))
+    summary = read_json(tmp_path / "sweep.json")
+    for place, dropped in ((2, 1), (3, 2)):  # of two earlier states with other settings
+        summary["trials"][place]["dropped"] = dropped
+    write_json(tmp_path / "sweep.json", summary)
+    results = sweep_results.read_outcomes(tmp_path)
+    ranked = results.ranked()
+    assert [(one.point["a"], one.values, one.in_file) for one in ranked] == [
+        (1, [0.5], True), (2, [0.4], True), (1, [0.9], False), (1, [0.8], False)]
+    assert [one.mean for one in results.sound()] == [0.5, 0.4]
+    remarks = ranking_table(results, {}).remarks
+    assert any(line.endswith("other settings may differ: rank 3, 4.") for line in remarks)
