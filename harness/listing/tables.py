@@ -117,8 +117,10 @@ def states_as_json(sweep: Sweep, states: Sequence[TrialState]) -> dict[str, Any]
     for one in states:
         newest = progress(one.trial.run, sweep.metric)
         done = one.trial.run.result() if one.state == "complete" else None
-        facts = {key: one.status[key] for key in ("attempts", "host", "started", "time", "error")
-                 if key in one.status}
+        facts: dict[str, Any] = {
+            key: one.status[key] for key in ("attempts", "host", "started", "time", "error")
+            if key in one.status
+        }
         trials.append({
             "index": one.trial.index, "point": one.trial.point, "seed": one.trial.seed,
             "signature": one.trial.signature, "folder": str(one.trial.run.folder),
