@@ -43,7 +43,7 @@ from harness.sweeps.sweep_results import words_of
 from launch.cli import command, print_config_help
 from svll.config import RECIPES, SWEEPS, Config
 from svll.data.datasets import has_validation
-from svll.migration.convert import read_foreign
+from svll.migration.recognition import read_foreign
 from svll.migration.typed_words import OPTIONS, refuse_words_of_others
 from svll.reuse.fingerprints import pin, weights_file
 

@@ -35,7 +35,7 @@ from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_on_signals
 from launch.cli import command, print_config_help, print_result
 from svll.config import RECIPES, Config
-from svll.migration.convert import read_foreign
+from svll.migration.recognition import read_foreign
 from svll.migration.typed_words import OPTIONS, refuse_words_of_others
 from svll.reuse.fingerprints import pin
 from svll.runs.preflight import preflight, quietly
