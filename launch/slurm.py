@@ -48,7 +48,7 @@ from launch import completion
 from launch.cli import as_called, command, print_config_help, refuse_without
 from svll.config import RECIPES, SWEEPS, Config
 from svll.data.datasets import has_validation
-from svll.migration.convert import read_foreign
+from svll.migration.recognition import read_foreign
 from svll.migration.typed_words import OPTIONS, refuse_words_of_others
 from svll.reuse.fingerprints import pin, weights_file
 

@@ -43,7 +43,7 @@ from harness.runs.stopping import Stopped, stop_on_signals
 from launch import completion
 from launch.cli import as_called, command, print_config_help, print_result, refuse_without
 from svll.config import RECIPES, Config
-from svll.migration.convert import read_foreign
+from svll.migration.recognition import read_foreign
 from svll.migration.typed_words import OPTIONS, refuse_words_of_others
 from svll.reuse.fingerprints import pin
 from svll.runs.preflight import preflight, quietly

@@ -24,7 +24,7 @@ from svll.base.value_checks import (
     positive,
     unset,
 )
-from svll.migration.convert import foreign
+from svll.migration.recognition import foreign
 
 RECIPES = Path(__file__).parent / "recipes"
 SWEEPS = Path(__file__).parent / "sweeps"
@@ -443,7 +443,7 @@ class Config:
         },
     )
     foreign: ClassVar[Any] = staticmethod(foreign)
-    """Converts recipe files of other projects (`svll.migration.convert.foreign`)."""
+    """Converts recipe files of other projects (`svll.migration.recognition.foreign`)."""
     absent: ClassVar[Mapping[str, Any]] = {"model.image_head_init": "torch"}
     """Values of keys that a finished run's configuration lacks: the behaviour before the key."""
 

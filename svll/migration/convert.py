@@ -1,7 +1,6 @@
-"""A YAML file of another project, recognised by its keys and converted to our settings."""
+"""A YAML file of another project, converted to our settings."""
 
 import difflib
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,7 @@ from svll.migration.rows import Made, Project, literal
 from svll.migration.torchreid_keys import TORCHREID
 from svll.migration.yacs_keys import BASELINE, CLIP_REID, TRANS_REID
 
-log = logging.getLogger(__name__)
-
 PROJECTS = (CLIP_REID, BASELINE, TRANS_REID, FAST_REID, TORCHREID)
-UPPER = {"MODEL", "INPUT", "DATASETS", "DATALOADER", "SOLVER", "TEST", "_BASE_"}
-LOWER = {"train", "loss", "sampler", "test", "adam", "sgd", "use_gpu"}
-"""Sections of torchreid that are none of ours."""
 OF_FAST_REID = ("_BASE_", "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE", "MODEL.HEADS",
                 "MODEL.LOSSES", "SOLVER.OPT", "SOLVER.SCHED", "DATASETS.TESTS",
                 "DATALOADER.SAMPLER_TRAIN", "INPUT.REA")
@@ -102,27 +96,9 @@ def shown(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def foreign(path: Path, value: Mapping[str, Any], lines: Mapping[str, int]) -> list[Setting] | None:
-    """Return the settings of a file of another project, None for a recipe of ours. Logs what the
-    conversion cannot keep. Raises UserError for values that are not theirs either."""
-    found = convert(path, value, lines)
-    if found is None:
-        return None
-    log.info("%s is a configuration of %s and was converted (launch/train.py --recipe %s --dry-run "
-             "shows each key)", path, found.project.name, path)
-    for line in found.loud:
-        log.warning("the result is not that of %s: %s", found.project.name, line)
-    return found.settings
-
-
-def read_foreign(path: Path) -> Conversion | None:
-    """Return the conversion of a file, None for a recipe of ours."""
-    return convert(path, *read_yaml(path))
-
-
-def convert(path: Path, value: Mapping[str, Any], lines: Mapping[str, int]) -> Conversion | None:
-    if not _is_foreign(value):
-        return None
+def convert(path: Path, value: Mapping[str, Any], lines: Mapping[str, int]) -> Conversion:
+    """Return the conversion of a file of another project. Raises UserError for values that its
+    project does not have either."""
     given = dict(_given(path, value, lines))
     project = _project(given)
     given.pop("_BASE_", None)
@@ -134,18 +110,12 @@ def convert(path: Path, value: Mapping[str, Any], lines: Mapping[str, int]) -> C
     return Conversion(path, project, tuple(found))
 
 
-def _is_foreign(value: Mapping[str, Any]) -> bool:
-    data = value.get("data")
-    sources = isinstance(data, Mapping) and bool({"sources", "targets"} & data.keys())
-    return bool(UPPER & value.keys()) or len(LOWER & value.keys()) > 1 or sources
-
-
 def _project(given: Mapping[str, Any]) -> Project:
     """Return the project that has such keys."""
     def has(*starts: str) -> bool:
         return any(f"{key}.".startswith(f"{start}.") for key in given for start in starts)
 
-    if not has(*UPPER):
+    if not any(key.partition(".")[0].isupper() for key in given):
         return TORCHREID
     if has("SOLVER.STAGE1", "SOLVER.STAGE2"):
         return CLIP_REID
@@ -189,6 +159,6 @@ def _line(project: Project, key: str, theirs: Mapping[str, Any], where: str) -> 
                                             is_loud=True))
     try:
         return Line(where, key, value, row.make(value, theirs))
-    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError, OverflowError) as error:
         raise UserError(f"{where}: {key}: {value!r} is no value that {project.name} has here "
                         f"({error}); its default is {row.default!r}") from None

@@ -30,10 +30,10 @@ file are ours: `stage2.lr=1e-5`, not `SOLVER.STAGE2.BASE_LR 1e-5`. `_BASE_` of f
 The encoder is always one of CLIP's. So only CLIP-ReID, its baseline and SVLL-ReID give the same
 training; files of the other projects give a start.
 
-Their weights: `svll.load` and `python launch/evaluate.py --weights FILE --recipe market1501
-data.root=DIR` read those of CLIP-ReID, SVLL-ReID and TransReID. Their features:
-`python launch/features.py --help`. Their files combine with recipes of ours and those in `parts/`:
-`--recipe vit_clipreid.yml+mine.yaml`.
+Weights of CLIP-ReID, SVLL-ReID and TransReID are read by `svll.load` and
+`python launch/evaluate.py --weights FILE --recipe market1501 data.root=DIR`, features of other
+toolboxes by `python launch/features.py --help`. Their YAML files combine with recipes of ours and
+those in `parts/`: `--recipe vit_clipreid.yml+mine.yaml`.
 """
 
 

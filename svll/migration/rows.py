@@ -1,6 +1,7 @@
 """One key of another project: the settings of ours that it becomes, or why there are none."""
 
 import ast
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,7 +116,8 @@ def literal(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        found = ast.literal_eval(value)
+        with warnings.catch_warnings(action="ignore"):  # such as an escape of no character
+            found = ast.literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return value
     return list(found) if isinstance(found, tuple) else found

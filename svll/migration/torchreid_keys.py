@@ -39,7 +39,7 @@ def _augmented(value: Any, _: Theirs) -> Made:
 def _milestones(value: Any, theirs: Theirs) -> dict[str, Any]:
     steps = listed(value)
     if theirs["train.lr_scheduler"] == "single_step":  # again and again
-        steps = list(range(steps[-1], theirs["train.max_epoch"], steps[-1]))
+        steps = list(range(steps[-1], min(theirs["train.max_epoch"], 10_000), steps[-1]))
     return {"stage2.milestones": steps}
 
 

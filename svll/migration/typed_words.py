@@ -4,9 +4,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from harness.base.errors import UserError
-from harness.config.yaml_files import NotYaml, parse
-from svll.migration.convert import PROJECTS, shown
-from svll.migration.rows import literal
+from harness.config.yaml_files import parse
 
 FILE = "--recipe FILE, which takes files of CLIP-ReID, TransReID, fast-reid and torchreid too"
 RESUME = "the same command again, which resumes from the last checkpoint"
@@ -53,6 +51,9 @@ def _faults(words: Sequence[str], known: Collection[str]) -> Iterator[str]:
 
 def _meant(key: str, text: str) -> str:
     """Return what to type for a key of theirs; "" if no project has it."""
+    from svll.migration.convert import PROJECTS, shown  # tables of 0.1 s, not for --help
+    from svll.migration.rows import literal
+
     for project in PROJECTS:
         row = project.row(key)
         if row is None:
@@ -60,14 +61,10 @@ def _meant(key: str, text: str) -> str:
         try:
             value = literal(parse(text)[0])
             made = row.make(value, {**project.defaults, key: value})
-        except (NotYaml, TypeError, ValueError, IndexError, KeyError, AttributeError):
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError, OverflowError):
             return f"a key of {project.name}; ours: {row.ours}" if row.ours else row.remark
         if made.settings:
-            typed = " ".join(f"{ours}={_typed(value)}" for ours, value in made.settings.items())
-            return f"a key of {project.name}; write {typed}"
+            typed = " ".join(f"{ours}={shown(one)}" for ours, one in made.settings.items())
+            return f"a key of {project.name}; write {typed.replace(', ', ',')}"
         return f"a key of {project.name} without counterpart: {made.note or row.remark}"
     return ""
-
-
-def _typed(value: object) -> str:
-    return shown(value).replace(", ", ",")

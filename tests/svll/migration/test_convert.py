@@ -13,8 +13,9 @@ from harness.config.recipes import named_recipe
 from harness.config.signature import signature
 from harness.config.sources import Setting
 from svll.config import RECIPES, Config
-from svll.migration.convert import PROJECTS, read_foreign
+from svll.migration.convert import PROJECTS
 from svll.migration.page import PAGE, page
+from svll.migration.recognition import read_foreign
 from svll.migration.rows import literal
 
 ADAM = {"OPTIMIZER_NAME": "Adam", "WARMUP_METHOD": "linear"}
