@@ -239,7 +239,10 @@ def test_training_without_a_recipe_says_what_to_give(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         importlib.import_module("launch.train").main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("error: give --recipe NAME (or FILE), or --data DIR")
+    assert capsys.readouterr().err == (
+        "error: give --recipe NAME (or FILE), or --data DIR for your own images; --help shows "
+        "examples\n"
+    )
 
 
 def test_paths_of_options_are_expanded_as_those_of_keys_are(monkeypatch, capsys, tmp_path):

@@ -93,6 +93,7 @@ def test_a_run_searches_with_the_threshold_of_its_own_features(
     criterion, *files = lines[4:]
     assert f"equal on {place / 'run' / 'features.h5'}: TPR 1.0000, FPR 0. " in criterion
     assert files == [str(out / "search.html"), str(out / "search.csv")]
+    assert len(list((out.parent / ".svll-search").iterdir())) == 1  # the gallery's features
     assert column(out, "accepted") == ["true", "false", "false", "false"] * 4
     assert column(out, "rank") == ["1", "2", "3", "4"] * 4
     assert criterion.split(":")[0] in (out / "search.html").read_text(encoding="utf-8")

@@ -182,6 +182,17 @@ def test_cameras_are_known_where_all_names_say_them(tmp_path: Path) -> None:
         collect(tmp_path)
 
 
+def test_folders_of_cameras_below_identities_tell_the_camera(tmp_path: Path) -> None:
+    for name in ("anna/cam1/x.jpg", "anna/Camera_02/y.jpg", "bert/c3/z.jpg", "bert/0001_c4_1.jpg"):
+        picture(tmp_path / name)
+    assert sorted((e.identity, str(e.camera)) for e in collect(tmp_path)) == [
+        ("anna", "1"), ("anna", "2"), ("bert", "3"), ("bert", "4"),
+    ]  # fmt: skip
+    picture(tmp_path / "anna" / "monday" / "x.jpg")
+    with pytest.raises(UserError, match=r"4 images are .* or lie in a folder like cam1, .*monday"):
+        collect(tmp_path)
+
+
 def test_a_flat_folder_is_read_by_its_names_without_junk(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
