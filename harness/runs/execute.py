@@ -23,7 +23,7 @@ from harness.config.yaml_files import read_yaml
 from harness.runs import peers
 from harness.runs.environment import CODE, environment
 from harness.runs.failures import describe
-from harness.runs.logs import FORMAT, announce_torch, log_own_packages
+from harness.runs.logs import FORMAT, announce_torch, log_own_packages, log_package
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_on_signals
 
@@ -130,6 +130,7 @@ def load_function(run: Run, key: Literal["experiment", "prepare", "report"]) -> 
             package = importlib.import_module(name.partition(".")[0])
             present_name = getattr(package, "MOVED", {}).get(name, name)
         module, _, function = present_name.rpartition(".")
+        log_package(module.partition(".")[0])
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{run.config_file}: run.{key} cannot be read: {error!r}") from None
     try:

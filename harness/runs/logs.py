@@ -1,17 +1,23 @@
-"""What is logged: our own packages from INFO on, libraries from WARNING on."""
+"""What is logged: our own packages and the experiment's from INFO on, libraries from WARNING on."""
 
 import logging
 import sys
 
-OWN = ("harness", "svll", "launch", "__main__")  # jobs are started as modules, by `python -m`
+OWN = {"harness", "svll", "launch", "__main__"}  # jobs are started as modules, by `python -m`
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def log_own_packages(handler: logging.Handler) -> None:
     """Have a handler pass what is logged here, and set our packages' levels."""
     handler.addFilter(is_logged)  # libraries that set their own level, such as submitit
-    for name in OWN:
-        logging.getLogger(name).setLevel(logging.INFO)
+    for name in (*OWN,):
+        log_package(name)
+
+
+def log_package(name: str) -> None:
+    """Have a package logged from INFO on, as our own are: that of the experiment."""
+    OWN.add(name)
+    logging.getLogger(name).setLevel(logging.INFO)
 
 
 def is_logged(record: logging.LogRecord) -> bool:

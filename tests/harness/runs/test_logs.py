@@ -2,12 +2,16 @@
 
 import io
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from harness.cluster.rank_processes import log_to_stderr
+from harness.runs import logs
+from harness.runs.execute import load_function
 from harness.runs.logs import announce_torch
+from harness.runs.run import Run
 
 LIBRARIES = ("compilers.C.base", "matplotlib", "numba.core", "httpx", "torch._inductor", "wandb",
              "submitit")
@@ -41,3 +45,18 @@ def test_the_import_of_torch_is_announced_once(
             announce_torch(log)
         assert caplog.messages == lines
         caplog.clear()
+
+
+def test_a_users_own_experiment_is_logged_as_our_packages_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "OWN", set(logs.OWN))
+    (tmp_path / "their_work.py").write_text("def run(run): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = Run(tmp_path / "run")
+    run.create("run: {experiment: their_work.run}\n")
+    record = logging.makeLogRecord({"name": "their_work.model", "levelno": logging.INFO})
+    assert not logs.is_logged(record)
+    load_function(run, "experiment")
+    assert logs.is_logged(record)
+    assert logging.getLogger("their_work.model").isEnabledFor(logging.INFO)
