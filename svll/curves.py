@@ -20,6 +20,7 @@ from harness.config.recipes import named_recipe
 from harness.config.sources import Setting
 from harness.config.values import to_mapping
 from harness.images.pixels import small_copy
+from harness.listing.notes import read_notes
 from harness.reporting.ranking_table import setting
 from harness.runs.run import Run
 from harness.sweeps.space import RECIPE
@@ -56,8 +57,16 @@ def about(run: Run, config: Config) -> About:
     ]
     label = " ".join([*([recipe] if recipe else []), *parts, f"seed={config.seed}"])
     datasets = {*trained_on(config.data), *tested_on(config.data)}
-    tags = dict.fromkeys([group, *([recipe] if recipe else recipes), *sorted(datasets)])
+    tags = dict.fromkeys([group, *([recipe] if recipe else recipes), *sorted(datasets),
+                          *_given_tags(run)])
     return About(to_mapping(config), label, tuple(tags))
+
+
+def _given_tags(run: Run) -> Iterator[str]:
+    """Yield the tags that the user gave to the sweep and to the run (`launch/runs.py tag`)."""
+    for folder in (run.folder.parent, run.folder):
+        with suppress(UserError):  # a damaged file, which is no reason not to train
+            yield from read_notes(folder).tags
 
 
 def _trial(run: Run) -> tuple[dict[str, Any], list[str]] | None:

@@ -11,6 +11,7 @@ from harness.base.errors import UserError
 from harness.config.build import build
 from harness.config.recipes import read_recipe
 from harness.config.sources import parse_overrides
+from harness.listing.notes import change_tags
 from harness.runs.run import Run
 from svll.config import RECIPES, Config
 from svll.curves import about, final_scores, ranked_images
@@ -40,9 +41,15 @@ def test_a_trial_is_called_by_its_sweep_point_and_seed_and_tagged_with_recipe_an
                            "weights=null seed=2")
     assert found.tags == ("loss_weights", "synthetic")
     assert found.config["stage2"]["vss_weight"] == config.stage2.vss_weight
+    change_tags(folder, ["ablation", "synthetic"])
+    (folder / "a").mkdir()
+    change_tags(folder / "a", ["#best"])
     first = about(Run(folder / "a"), config)
     assert first.label == "seed=2"
-    assert first.tags == ("loss_weights", "synthetic", "synthetic_occluded")
+    known = ("loss_weights", "synthetic", "synthetic_occluded", "ablation")
+    assert first.tags == (*known, "best")
+    (folder / "a/notes.json").write_text("{")
+    assert about(Run(folder / "a"), config).tags == known
 
 
 @pytest.mark.parametrize(("name", "recipe", "overrides", "label"), [
