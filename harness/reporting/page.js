@@ -209,6 +209,14 @@ function draw(plot) {
   });
 }
 
+async function unpackPlotly() {
+  const packed = document.getElementById("plotly")?.textContent;
+  if (!packed) return;
+  const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+  const unzipped = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  document.head.append(make("script", {}, await new Response(unzipped).text()));
+}
+
 function readPlots() {
   const seen = new IntersectionObserver((entries) => {
     for (const entry of entries.filter((one) => one.isIntersecting)) {
@@ -258,7 +266,10 @@ function control(bar) {  // the legend of all curves, and their switches
 }
 
 document.querySelectorAll("table.runs").forEach(enliven);
-readPlots();
-document.querySelectorAll(".keys").forEach(control);
 chosenBar();
+unpackPlotly().then(() => {
+  readPlots();
+  document.querySelectorAll(".keys").forEach(control);
+  for (const show of shows) show();
+});
 })();
