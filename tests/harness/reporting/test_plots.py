@@ -163,7 +163,7 @@ def test_a_browser_draws_plots_in_the_pages_colours_as_wide_as_the_window(
     opened: Tab, file: Path, width: int, dark: bool
 ) -> None:
     opened.open(file, width=width, dark=dark)
-    opened.wait_for("document.querySelector('.area .main-svg')")
+    opened.wait_for("document.querySelector('.area .main-svg') !== null")
     assert opened.value_of("document.title") == "title"
     assert opened.value_of("document.documentElement.scrollWidth") <= width
     drawn = opened.value_of("document.querySelector('.area .main-svg').clientWidth")

@@ -151,8 +151,9 @@ def test_a_sweep_is_ranked_by_its_means_and_every_trial_has_a_row(report: Path) 
 def test_it_needs_no_other_file_and_every_link_is_to_one_that_is_there(report: Path) -> None:
     read = Read(report)
     assert "link" not in read.tags
-    assert {"weights-importance", "weights-points", "weights-map", "stage1-losses",
-            "stage2-course"} <= {Path(target).stem for target in read.targets}
+    assert {"weights-points", "weights-map", "stage1-losses", "stage2-course"} <= {
+        Path(target).stem for target in read.targets
+    }
     for target in read.targets:
         assert (report.parent / target).is_file(), target
 
@@ -289,7 +290,7 @@ def test_a_browser_shows_it_on_a_phone_and_in_the_dark(
 ) -> None:
     tab.open(report, width=width, dark=dark)
     assert tab.value_of("document.documentElement.scrollWidth") <= width
-    tab.wait_for("document.querySelector('figure.plot svg text')")
+    tab.wait_for("document.querySelector('figure.plot svg text') !== null")
     assert tab.value_of("document.querySelectorAll('figure.plot').length") >= 14
     assert tab.value_of("document.title") == "Report on weights"
     assert tab.requests() == []
