@@ -136,7 +136,7 @@ function template(given) {
   const style = getComputedStyle(document.documentElement);
   const [ink, paper, line] = ["--ink", "--paper", "--line"].map((n) => style.getPropertyValue(n));
   const axis = {gridcolor: line, linecolor: line, zerolinecolor: line, automargin: true,
-    exponentformat: "e"};
+    exponentformat: "e", title: {font: {size: 12}}};
   return {...given, layout: {
     ...given?.layout, font: {color: ink, family: "system-ui, sans-serif", size: 12},
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", xaxis: axis, yaxis: axis,
@@ -230,7 +230,9 @@ function readPlots() {
     const area = figure.querySelector(".area");
     const given = JSON.parse(figure.querySelector("script").textContent);
     const {width, height} = given.layout;
+    const axes = Object.keys(given.layout).filter((key) => /^xaxis\d/.test(key)).length;
     if (width) area.style.minWidth = `${width}px`;
+    else if (axes) area.style.minWidth = `${12 * (axes + 1)}rem`;  // side by side: scrolls instead
     if (height) area.style.height = `${height}px`;
     plots.push({figure, area, given, group: null});
     seen.observe(figure);

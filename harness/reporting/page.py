@@ -52,7 +52,7 @@ figure.plot .area { height: 26rem; }
 .runs th[aria-sort=descending] button::after { content: " ▼"; }
 .runs tr.chosen td, .keys button.chosen { background: var(--mark); }
 .runs td:first-child { min-width: 2.5rem; }
-.runs .files { white-space: nowrap; }
+.runs .files { white-space: nowrap; } .runs td:has(+ td .files) { min-width: 12.5rem; }
 .about { font-size: .85rem; margin: .3rem 0; display: flex; flex-wrap: wrap; gap: .6rem;
   align-items: center; }
 .chosen-runs { position: sticky; bottom: .5rem; margin-top: 1rem; padding: .4rem .8rem;
