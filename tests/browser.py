@@ -99,12 +99,12 @@ class Tab:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key,
                       windowsVirtualKeyCode=codes[key], **text)
 
-    def wait_for(self, script: str, seconds: float = 10.0) -> None:
+    def wait_for(self, script: str, seconds: float = 30.0) -> None:
         """Wait until a piece of JavaScript gives something true."""
         end = time.monotonic() + seconds
-        while not self.value_of(script):
+        while not self.value_of(script):  # rarely, so that the browser has time to draw
             assert time.monotonic() < end, f"{script} stays false: {self.complaints()}"
-            time.sleep(0.02)
+            time.sleep(0.1)
 
     def screenshot(self) -> Image.Image:
         data = self.call("Page.captureScreenshot", format="png")["data"]

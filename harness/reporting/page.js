@@ -136,7 +136,7 @@ function template(given) {
   const style = getComputedStyle(document.documentElement);
   const [ink, paper, line] = ["--ink", "--paper", "--line"].map((n) => style.getPropertyValue(n));
   const axis = {gridcolor: line, linecolor: line, zerolinecolor: line, automargin: true,
-    exponentformat: "e"};
+    exponentformat: "e", title: {font: {size: 12}}};
   return {...given, layout: {
     ...given?.layout, font: {color: ink, family: "system-ui, sans-serif", size: 12},
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", xaxis: axis, yaxis: axis,
@@ -209,6 +209,14 @@ function draw(plot) {
   });
 }
 
+async function unpackPlotly() {
+  const packed = document.getElementById("plotly")?.textContent;
+  if (!packed) return;
+  const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+  const unzipped = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  document.head.append(make("script", {}, await new Response(unzipped).text()));
+}
+
 function readPlots() {
   const seen = new IntersectionObserver((entries) => {
     for (const entry of entries.filter((one) => one.isIntersecting)) {
@@ -222,7 +230,9 @@ function readPlots() {
     const area = figure.querySelector(".area");
     const given = JSON.parse(figure.querySelector("script").textContent);
     const {width, height} = given.layout;
+    const axes = Object.keys(given.layout).filter((key) => /^xaxis\d/.test(key)).length;
     if (width) area.style.minWidth = `${width}px`;
+    else if (axes) area.style.minWidth = `${12 * (axes + 1)}rem`;  // side by side: scrolls instead
     if (height) area.style.height = `${height}px`;
     plots.push({figure, area, given, group: null});
     seen.observe(figure);
@@ -258,7 +268,10 @@ function control(bar) {  // the legend of all curves, and their switches
 }
 
 document.querySelectorAll("table.runs").forEach(enliven);
-readPlots();
-document.querySelectorAll(".keys").forEach(control);
 chosenBar();
+unpackPlotly().then(() => {
+  readPlots();
+  document.querySelectorAll(".keys").forEach(control);
+  for (const show of shows) show();
+});
 })();

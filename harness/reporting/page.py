@@ -52,7 +52,7 @@ figure.plot .area { height: 26rem; }
 .runs th[aria-sort=descending] button::after { content: " ▼"; }
 .runs tr.chosen td, .keys button.chosen { background: var(--mark); }
 .runs td:first-child { min-width: 2.5rem; }
-.runs .files { white-space: nowrap; }
+.runs .files { white-space: nowrap; } .runs td:has(+ td .files) { min-width: 12.5rem; }
 .about { font-size: .85rem; margin: .3rem 0; display: flex; flex-wrap: wrap; gap: .6rem;
   align-items: center; }
 .chosen-runs { position: sticky; bottom: .5rem; margin-top: 1rem; padding: .4rem .8rem;
@@ -149,12 +149,18 @@ def image(data: bytes, alt: object, **attributes: object) -> Html:
     return element("img", src=source, alt=alt, **attributes)
 
 
-def page(title: object, *parts: object, style: str = "", scripts: Sequence[str] = ()) -> str:
-    """Return a whole document; style: additional CSS, scripts: run at its end; both trusted."""
-    hashes = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts]
-    allowed = "; script-src " + " ".join(f"'sha256-{one}'" for one in hashes) if scripts else ""
+def page(
+    title: object, *parts: object, style: str = "", scripts: Sequence[str] = (),
+    unpacked: Sequence[str] = (),
+) -> str:
+    """Return a whole document; style: additional CSS; scripts: run at its end; unpacked: scripts
+    that these may add to it. All three are trusted."""
+    allowed = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode()
+               for one in (*scripts, *unpacked)]
+    sources = " ".join(f"'sha256-{one}'" for one in allowed)
+    policy = f"{POLICY}; script-src {sources}" if allowed else POLICY
     return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}{allowed}">'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n"
             f"<body>{join(element('h1', title), *parts)}"

@@ -29,7 +29,7 @@ from harness.reporting.curves import (
 )
 from harness.reporting.drawing import write_figure
 from harness.reporting.page import Html
-from harness.reporting.plots import plot, scripts
+from harness.reporting.plots import document, plot
 from harness.reporting.ranking_table import ranking_table, trial_label
 from harness.reporting.runs_page import Facts, facts_of
 from harness.reporting.study_plots import plots
@@ -142,7 +142,7 @@ def write_report(
     written = page.element("p", time.strftime("Written %Y-%m-%d %H:%M."),
                            data_folders=_folders(folders))
     body = page.join(written, *parts, *map(page.note, faults))
-    write_text(out, page.page(title, body, scripts=scripts(body)))
+    write_text(out, document(title, body))
     if faults:
         raise UserError("\n".join([f"{out}: report written; sections are missing:", *faults]))
     return out

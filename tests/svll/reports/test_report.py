@@ -2,20 +2,20 @@
 
 import io
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from plotly import offline
 
 from harness.base.errors import UserError
 from harness.base.files import write_json, write_text
 from harness.config.build import build
 from harness.config.values import to_yaml
-from harness.reporting import drawing, page
+from harness.reporting import drawing, page, runs_page
 from harness.runs.run import Run
 from svll.config import Config
 from svll.reports.report import best_runs, read_subject, read_subjects, write_report
@@ -121,7 +121,6 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave figures empty, for pages that are only read: most of the time goes into drawing."""
     monkeypatch.setattr(drawing, "as_svg", lambda figure: "<svg></svg>")
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: None)
-    monkeypatch.setattr(offline, "get_plotlyjs", lambda: "")
 
 
 def test_a_sweep_is_ranked_by_its_means_and_every_trial_has_a_row(report: Path) -> None:
@@ -152,8 +151,9 @@ def test_a_sweep_is_ranked_by_its_means_and_every_trial_has_a_row(report: Path) 
 def test_it_needs_no_other_file_and_every_link_is_to_one_that_is_there(report: Path) -> None:
     read = Read(report)
     assert "link" not in read.tags
-    assert {"weights-importance", "weights-points", "weights-map", "stage1-losses",
-            "stage2-course"} <= {Path(target).stem for target in read.targets}
+    assert {"weights-points", "weights-map", "stage1-losses", "stage2-course"} <= {
+        Path(target).stem for target in read.targets
+    }
     for target in read.targets:
         assert (report.parent / target).is_file(), target
 
@@ -290,8 +290,8 @@ def test_a_browser_shows_it_on_a_phone_and_in_the_dark(
 ) -> None:
     tab.open(report, width=width, dark=dark)
     assert tab.value_of("document.documentElement.scrollWidth") <= width
-    assert tab.value_of("document.querySelectorAll('figure svg').length") >= 3
-    assert tab.value_of("document.querySelectorAll('figure.plot').length") == 14
+    tab.wait_for("document.querySelector('figure.plot svg text') !== null")
+    assert tab.value_of("document.querySelectorAll('figure.plot').length") >= 14
     assert tab.value_of("document.title") == "Report on weights"
     assert tab.requests() == []
     assert tab.complaints() == []
@@ -335,3 +335,30 @@ def test_damaged_files_of_a_run_are_named_and_all_runs_are_shown(tmp_path: Path)
     rows = [row for table in read.tables for row in table]
     assert any(row[:1] == ["a"] and "0.5000" in row for row in rows)
     assert any(row[:1] == ["b"] and row[2] == "unreadable" for row in rows)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_of_many_runs_that_failed_the_first_are_told_and_the_others_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = to_yaml(build(Config, []))
+    for number in range(30):
+        run = Run(tmp_path / f"r{number:02}")
+        run.create(config)
+        run.set_status("failed", error="no memory")
+    monkeypatch.setattr(runs_page, "read_yaml", counted := Counted(runs_page.read_yaml))
+    read = Read(write_report([tmp_path], tmp_path / "report.html"))
+    assert read.text.count(": failed: no memory") == 20
+    assert "and 10 more such lines" in read.text
+    assert counted.calls <= 12  # those whose configurations are compared
+
+
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.calls = function, 0
+
+    def __call__(self, *given: Any) -> Any:
+        self.calls += 1
+        return self.function(*given)
