@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,38 @@ class Tab:
         """Return what a piece of JavaScript gives; the page's own policy does not hold for it."""
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         return found["result"].get("value")
+
+    def click(self, selector: str, *, x: float = 0.5, y: float = 0.5) -> None:
+        """Move the mouse onto the first element of a CSS selector, and click; x and y: where on it,
+        as a part of its width and height."""
+        self.value_of(f"document.querySelector({json.dumps(selector)})"
+                      ".scrollIntoView({block: 'center', behavior: 'instant'})")
+        left, top, width, height = self.value_of(
+            f"(({{x, y, width, height}}) => [x, y, width, height])(document.querySelector("
+            f"{json.dumps(selector)}).getBoundingClientRect())"
+        )
+        place = {"x": left + x * width, "y": top + y * height}
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", **place)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+
+    def type(self, text: str) -> None:
+        """Type into what has the focus."""
+        self.call("Input.insertText", text=text)
+
+    def press(self, key: str) -> None:
+        for kind in ("keyDown", "keyUp"):
+            text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
+            codes = {"Enter": 13, "Escape": 27}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key,
+                      windowsVirtualKeyCode=codes[key], **text)
+
+    def wait_for(self, script: str, seconds: float = 30.0) -> None:
+        """Wait until a piece of JavaScript gives something true."""
+        end = time.monotonic() + seconds
+        while not self.value_of(script):  # rarely, so that the browser has time to draw
+            assert time.monotonic() < end, f"{script} stays false: {self.complaints()}"
+            time.sleep(0.1)
 
     def screenshot(self) -> Image.Image:
         data = self.call("Page.captureScreenshot", format="png")["data"]

@@ -135,7 +135,8 @@ const plots = [];
 function template(given) {
   const style = getComputedStyle(document.documentElement);
   const [ink, paper, line] = ["--ink", "--paper", "--line"].map((n) => style.getPropertyValue(n));
-  const axis = {gridcolor: line, linecolor: line, zerolinecolor: line, automargin: true};
+  const axis = {gridcolor: line, linecolor: line, zerolinecolor: line, automargin: true,
+    exponentformat: "e"};
   return {...given, layout: {
     ...given?.layout, font: {color: ink, family: "system-ui, sans-serif", size: 12},
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", xaxis: axis, yaxis: axis,
@@ -208,6 +209,14 @@ function draw(plot) {
   });
 }
 
+async function unpackPlotly() {
+  const packed = document.getElementById("plotly")?.textContent;
+  if (!packed) return;
+  const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+  const unzipped = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  document.head.append(make("script", {}, await new Response(unzipped).text()));
+}
+
 function readPlots() {
   const seen = new IntersectionObserver((entries) => {
     for (const entry of entries.filter((one) => one.isIntersecting)) {
@@ -257,7 +266,10 @@ function control(bar) {  // the legend of all curves, and their switches
 }
 
 document.querySelectorAll("table.runs").forEach(enliven);
-readPlots();
-document.querySelectorAll(".keys").forEach(control);
 chosenBar();
+unpackPlotly().then(() => {
+  readPlots();
+  document.querySelectorAll(".keys").forEach(control);
+  for (const show of shows) show();
+});
 })();

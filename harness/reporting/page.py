@@ -39,6 +39,7 @@ figcaption { font-size: .85rem; }
 figure.plot .area { height: 26rem; }
 .curves { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); }
 .curves figure { margin: 0; min-width: 0; } .curves .area { height: 14rem !important; }
+.keys button { text-align: left; font-size: .85rem; }
 .keys { display: flex; flex-wrap: wrap; gap: .3rem .8rem; align-items: center; font-size: .9rem;
   margin: .5rem 0; }
 .keys button::before { content: ""; display: inline-block; width: 1.2rem; margin: 0 .4rem .2rem 0;
@@ -148,12 +149,18 @@ def image(data: bytes, alt: object, **attributes: object) -> Html:
     return element("img", src=source, alt=alt, **attributes)
 
 
-def page(title: object, *parts: object, style: str = "", scripts: Sequence[str] = ()) -> str:
-    """Return a whole document; style: additional CSS, scripts: run at its end; both trusted."""
-    hashes = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts]
-    allowed = "; script-src " + " ".join(f"'sha256-{one}'" for one in hashes) if scripts else ""
+def page(
+    title: object, *parts: object, style: str = "", scripts: Sequence[str] = (),
+    unpacked: Sequence[str] = (),
+) -> str:
+    """Return a whole document; style: additional CSS; scripts: run at its end; unpacked: scripts
+    that these may add to it. All three are trusted."""
+    allowed = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode()
+               for one in (*scripts, *unpacked)]
+    sources = " ".join(f"'sha256-{one}'" for one in allowed)
+    policy = f"{POLICY}; script-src {sources}" if allowed else POLICY
     return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}{allowed}">'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n"
             f"<body>{join(element('h1', title), *parts)}"

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.base.errors import UserError
 from harness.base.files import read_json
 from harness.base.mappings import leaves, numeric_leaves
-from harness.config.yaml_files import read_yaml
+from harness.config.yaml_files import has_keys, read_yaml
 from harness.reporting import page
 from harness.reporting.curves import LabelledRun
 from harness.reporting.page import Html
@@ -26,11 +26,6 @@ def read_or(read: Callable[[], Any], otherwise: Any) -> Any:
     with suppress(UserError, ValueError, OSError, AttributeError):
         return read()
     return otherwise
-
-
-def result_of(run: Run) -> dict[str, Any]:
-    """Return a run's result; {} when there is none, or none that can be read."""
-    return read_or(run.result, None) or {}
 
 
 def config_of(run: Run) -> dict[str, Any]:
@@ -52,18 +47,45 @@ def _environment(run: Run) -> dict[str, Any]:
         raise UserError(f"{run.environment_file}: cannot be read: {error}") from None
 
 
-def runs_table(runs: Sequence[LabelledRun], columns: Mapping[str, str], folder: Path) -> Html:
+class Facts(NamedTuple):
+    """What the files of a run say, each read once."""
+
+    label: str
+    run: Run
+    state: str
+    status: Mapping[str, Any]
+    result: Mapping[str, Any]
+    faults: Sequence[str]
+    """Its damaged files."""
+
+
+def facts_of(one: LabelledRun) -> Facts:
+    """Read the files of a run; empty is what is missing or damaged."""
+    run, faults = one.run, []
+    if not read_or(partial(has_keys, run.config_file), False):
+        faults.append(f"{run.config_file.name} is missing or cannot be read")
+    found: list[Any] = []
+    for read in (run.status, run.result, partial(changes, run), partial(_environment, run)):
+        try:
+            found.append(read())
+        except UserError as error:
+            found.append(None)
+            faults.append(str(error))
+    return Facts(one.label, run, state_of(run), found[0] or {}, found[1] or {}, faults)
+
+
+def runs_table(runs: Sequence[Facts], columns: Mapping[str, str], folder: Path) -> Html:
     """Return a row per run; columns: title and result key of numbers; folder: the page's."""
     rows = []
-    for label, run in runs:
-        status, result = read_or(run.status, {}), numeric_leaves(result_of(run))
-        seconds, *numbers = (result.get(key) for key in ("seconds", *columns.values()))
+    for label, run, state, status, result, _ in runs:
+        numeric = numeric_leaves(result)
+        seconds, *numbers = (numeric.get(key) for key in ("seconds", *columns.values()))
         files = [file for name in FILES if (file := run.folder / name).exists()]
         links = [page.link(os.path.relpath(file, folder), file.stem) for file in files]
         # counted, not parsed: the logs of a thousand runs would take a second
         epochs = read_or(run.metrics_file.read_bytes, b"").count(b'"kind": "epoch"')
         listed = page.join(*(part for link in links for part in (link, " ")))
-        rows.append([label, page.element("span", listed, class_="files"), state_of(run),
+        rows.append([label, page.element("span", listed, class_="files"), state,
                      *(None if value is None else f"{value:.4f}" for value in numbers),
                      epochs, seconds and round(seconds / 60, 1), status.get("attempts"),
                      status.get("host")])
@@ -73,26 +95,19 @@ def runs_table(runs: Sequence[LabelledRun], columns: Mapping[str, str], folder: 
     )
 
 
-def incomplete(runs: Sequence[LabelledRun]) -> list[str]:
+def incomplete(runs: Sequence[Facts]) -> list[str]:
     """Return the state and error of each run that is not complete, and each damaged file."""
     lines = []
-    for label, run in runs:
-        status, state = read_or(run.status, {}), state_of(run)
-        why = status.get("error") or status.get("reason")
-        if state != "complete":
-            lines.append(f"{label}: {state}{f': {why}' if why else ''}")
-        if not config_of(run):
-            lines.append(f"{label}: {run.config_file.name} is missing or cannot be read")
-        for read in (run.status, run.result, partial(changes, run), partial(_environment, run)):
-            try:
-                read()
-            except UserError as error:
-                lines.append(f"{label}: {error}")
+    for one in runs:
+        why = one.status.get("error") or one.status.get("reason")
+        if one.state != "complete":
+            lines.append(f"{one.label}: {one.state}{f': {why}' if why else ''}")
+        lines += [f"{one.label}: {fault}" for fault in one.faults]
     return lines
 
 
 def comparison(
-    runs: Sequence[LabelledRun], sides: Sequence[Mapping[str, Any]], subject: str
+    runs: Sequence[LabelledRun | Facts], sides: Sequence[Mapping[str, Any]], subject: str
 ) -> Html:
     """Return a table of the keys in which runs differ; subject: such as `configuration`."""
     known = dict.fromkeys(key for side in sides for key in side)

@@ -29,8 +29,9 @@ from harness.reporting.curves import (
 )
 from harness.reporting.drawing import write_figure
 from harness.reporting.page import Html
-from harness.reporting.plots import plot, scripts
+from harness.reporting.plots import document, plot
 from harness.reporting.ranking_table import ranking_table, trial_label
+from harness.reporting.runs_page import Facts, facts_of
 from harness.reporting.study_plots import plots
 from harness.runs.run import Run
 from harness.sweeps.sweep_results import SweepResults, read_outcomes
@@ -45,7 +46,7 @@ METRICS = ("validation.mAP", "validation.cmc.1", "prompts.margin", "prompts.mAP"
 """Metrics that epochs log."""
 REPORTED = re.compile('data-folders="(.*?)"')
 """In a page: the folders that it reports on."""
-MOST_NAMED = 20  # folders that an error names
+MOST_NAMED = 20  # folders that an error names, and remarks on runs that a page shows
 MOST_COMPARED = 12  # runs in a table of differences; more columns cannot be read
 
 Section = Callable[[Mapping[str, Path], Path], Html]
@@ -125,8 +126,9 @@ def write_report(
         for subject in subjects for one in subject.runs
     ]
     figures = out.parent / "figures"
+    facts = [facts_of(one) for one in runs]
     parts = [*(_points(one, figures) for one in subjects), _curves(runs, figures),
-             *map(_ranking, subjects), _runs(runs, out.parent), _differences(runs)]
+             *map(_ranking, subjects), _runs(facts, out.parent), _differences(facts)]
     if sweeps := [one.sweep for one in subjects if one.sweep is not None]:
         steps = page.element("pre", "\n".join(next_steps(sweeps, out)))
         parts.append(page.section("Next steps", steps))
@@ -140,7 +142,7 @@ def write_report(
     written = page.element("p", time.strftime("Written %Y-%m-%d %H:%M."),
                            data_folders=_folders(folders))
     body = page.join(written, *parts, *map(page.note, faults))
-    write_text(out, page.page(title, body, scripts=scripts(body)))
+    write_text(out, document(title, body))
     if faults:
         raise UserError("\n".join([f"{out}: report written; sections are missing:", *faults]))
     return out
@@ -206,8 +208,10 @@ def _ranking(subject: Subject) -> Html:
                         *(page.element("p", line) for line in remarks))
 
 
-def _runs(runs: Sequence[LabelledRun], folder: Path) -> Html:
+def _runs(runs: Sequence[Facts], folder: Path) -> Html:
     notes = runs_page.incomplete(runs)
+    if len(notes) > MOST_NAMED:
+        notes[MOST_NAMED:] = [f"and {len(notes) - MOST_NAMED} more such lines"]
     reusing = sum(runs_page.read_or(partial(taken_epochs, one.run), 0) > 0 for one in runs)
     if reusing:
         notes.append(f"{reusing} of {len(runs)} runs reused stage 1 of another run ({TAKEN} in "
@@ -215,7 +219,7 @@ def _runs(runs: Sequence[LabelledRun], folder: Path) -> Html:
                      "are the other run's.")
     columns = dict(NUMBERS)
     for one in runs:
-        tests = runs_page.result_of(one.run).get("tests")
+        tests = one.result.get("tests")
         for name in tests if isinstance(tests, dict) else ():
             columns |= {f"{name} mAP": f"tests.{name}.mAP", f"{name} Rank-1": f"tests.{name}.cmc.1"}
     return page.section("Runs", runs_page.runs_table(runs, columns, folder), *map(page.note, notes))
@@ -250,8 +254,8 @@ def _curves(runs: Sequence[LabelledRun], figures: Path) -> Html:
     return page.section("Training curves", *parts)
 
 
-def _differences(runs: Sequence[LabelledRun]) -> Html:
-    data = sorted({str(runs_page.result_of(one.run).get("fingerprint", "")) for one in runs} - {""})
+def _differences(runs: Sequence[Facts]) -> Html:
+    data = sorted({str(one.result.get("fingerprint", "")) for one in runs} - {""})
     parts: list[Html] = []
     if len(runs) > MOST_COMPARED:
         text = f"The first {MOST_COMPARED} of {len(runs)} runs are compared."

@@ -26,7 +26,15 @@ from harness.cluster.pages import write_summary
 from harness.cluster.records import new_record
 from harness.cluster.states import survey
 from harness.reporting import page, runs_page
-from harness.reporting.curves import LabelledRun, loss_curves, metric_curves, stages_of
+from harness.reporting.curves import (
+    LabelledRun,
+    curve_plots,
+    draw_curves,
+    logged,
+    losses,
+    metrics_of,
+    stages_of,
+)
 from harness.reporting.ranking_table import ranking_table
 from harness.reporting.terminal import final_table, live_table, trial_line, troubles
 from harness.runs.run import Run, epoch_lines
@@ -138,17 +146,18 @@ def read_log(content: bytes, folder: Path) -> None:
         shown(live_table(sweep, [one]))
         for word, digits in re.findall(rf"(epoch|loss|{METRIC}) (-?[\d.e+-]+)", line):
             assert digits in known, (word, digits)
-        logged = run.metrics()
+        read = run.metrics()
         for entry in epoch_lines(run):
             scalars_of(entry, [METRIC])
             assert {str(number) for number in numeric_leaves(entry).values()} <= known
-        labelled = [LabelledRun("a", run)]
-        for stage in stages_of(labelled)[:1]:
-            if len(logged) != len(entries()):  # drawing takes its time
-                loss_curves(labelled, stage)
-                metric_curves(labelled, stage, [METRIC])
+        curves = [logged(LabelledRun("a", run))]
+        for stage in stages_of(curves)[:1]:
+            if len(read) != len(entries()):  # drawing takes its time
+                for select in (losses, metrics_of([METRIC])):
+                    draw_curves(curves, stage, select)
+                    curve_plots(curves, stage, select, folder)
         if content == log_of(entries()):
-            assert logged == entries()
+            assert read == entries()
         run.result_file.write_text("{}")
         run.metrics()  # which tells of damage, now that the run is complete
 
@@ -281,8 +290,9 @@ def read_report(sweep: Sweep, name: str) -> list[str]:
     results = read_outcomes(sweep.folder)
     ranking_table(results, report.TEST)
     runs = report.read_subject(sweep.folder).runs
-    notes = runs_page.incomplete(runs)
-    page.join(runs_page.runs_table(runs, report.NUMBERS, sweep.folder))
+    facts = [runs_page.facts_of(one) for one in runs]
+    notes = runs_page.incomplete(facts)
+    page.join(runs_page.runs_table(facts, report.NUMBERS, sweep.folder))
     runs_page.comparison(runs, [runs_page.config_of(one.run) for one in runs], "configuration")
     runs_page.comparison(runs, [runs_page.environment_of(one.run) for one in runs], "environment")
     if name not in ("result", "sweep"):

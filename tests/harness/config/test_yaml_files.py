@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import UserError
-from harness.config.yaml_files import NotYaml, parse, read_yaml, to_text
+from harness.config.yaml_files import NotYaml, has_keys, parse, read_yaml, to_text
 
 
 def faults_of(path: Path) -> list[str]:
@@ -155,3 +155,23 @@ def test_what_is_merged_into_a_mapping_is_read_as_that_mappings_keys() -> None:
     for text in ("a: {<<: 5}", "a: {<<: [{b: 1}, 5]}"):
         with pytest.raises(NotYaml, match=r"^<<: expected a mapping, or a list of mappings$"):
             parse(text)
+
+
+@pytest.mark.parametrize("text", [
+    "a: 1\n", "# text\na: {b: [1, x]}\n", "{", "stage: [\n", "[5]", "text", "", "{}",
+    "a: 1\n b: 2\n", "a: \t- 1", "\x00", "a: *b", "--- {a: 1}",
+])
+def test_a_quick_look_and_reading_agree_on_whether_a_file_has_keys(
+    text: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    try:
+        expected = bool(read_yaml(file)[0])
+    except UserError:
+        expected = False
+    if text == "a: *b":  # an alias of nothing: the quick look does not follow aliases
+        expected = True
+    assert has_keys(file) == expected
+    file.write_bytes(b"a: \xff")
+    assert not has_keys(file)

@@ -1,6 +1,8 @@
 """HTML pages: what comes from elsewhere is escaped, and nothing is needed from anywhere."""
 
 import os
+from base64 import b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
 from urllib.parse import quote, unquote
 
@@ -62,8 +64,28 @@ def test_a_table_puts_numbers_right_and_marks_cells() -> None:
     assert Reader(made).words == ["a", "b", "x", "0.1235", "True"]
 
 
-def test_a_page_lets_the_browser_load_and_execute_nothing() -> None:
+def test_a_page_lets_the_browser_load_nothing_and_execute_its_own_scripts_alone() -> None:
     document = page.page("title", page.image(b"\xff\xd8", "photo"))
-    policy = [had["content"] for tag, had in Reader(document).tags if "http-equiv" in had]
-    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    nothing = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert policy_of(document) == nothing
     assert 'src="data:image/jpeg;base64,/9g="' in document
+    scripts = ["first()", "second('ä')"]
+    hashes = [b64encode(sha256(one.encode("utf-8")).digest()).decode() for one in scripts]
+    document = page.page("title", scripts=scripts[:1], unpacked=scripts[1:])
+    assert policy_of(document) == (
+        f"{nothing}; script-src 'sha256-{hashes[0]}' 'sha256-{hashes[1]}'"
+    )
+    assert document.count("<script>") == 1
+
+
+def policy_of(document: str) -> str | None:
+    [policy] = [had["content"] for _, had in Reader(document).tags if "http-equiv" in had]
+    return policy
+
+
+def test_rows_of_a_table_of_runs_carry_their_runs_signatures() -> None:
+    made = page.runs_table(["run", NASTY], [["a", 0.5], [NASTY, None]], [["r1"], ["r2", "r3"]])
+    read = Reader(made)
+    assert [had.get("data-run") for tag, had in read.tags if tag == "tr"] == [None, "r1", "r2 r3"]
+    assert read.words == ["run", NASTY, "a", "0.5", NASTY]
+    assert made.count(page.RUNS) == 1

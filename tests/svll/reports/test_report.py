@@ -2,9 +2,10 @@
 
 import io
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from harness.base.errors import UserError
 from harness.base.files import write_json, write_text
 from harness.config.build import build
 from harness.config.values import to_yaml
-from harness.reporting import drawing, page
+from harness.reporting import drawing, page, runs_page
 from harness.runs.run import Run
 from svll.config import Config
 from svll.reports import report as report_module
@@ -101,6 +102,8 @@ class Read(HTMLParser):
             self.headings.append("")
 
     def handle_data(self, data: str) -> None:
+        if self.tags[-1:] == ["script"]:  # plotly, and the data of plots
+            return
         self.text += data
         inside = next((tag for tag in reversed(self.tags) if tag != "a"), "")
         if inside in ("td", "th"):
@@ -124,15 +127,17 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sweep_is_ranked_by_its_means_and_every_trial_has_a_row(report: Path) -> None:
     read = Read(report)
     assert read.headings[:2] == [
-        "Report on weights", "weights: selected on validation (validation.mAP, max)"
+        "Report on weights", "weights: validation.mAP over the searched keys"
     ]
+    assert "weights: selected on validation (validation.mAP, max)" in read.headings
     ranking, runs = read.tables[:2]
     assert ranking[0][:4] == ["rank", "stage2.vss_weight", "stage2.lr", "seeds"]
     best = sorted(POINTS, key=lambda p: -value_at(*p, 1))
     assert [(float(row[1]), float(row[2])) for row in ranking[1:]] == best
     means = [sum(value_at(*p, s) for s in SEEDS) / 2 for p in best]
     assert [row[4] for row in ranking[1:]] == [f"{mean:.4f}" for mean in means]
-    assert [row[1] for row in runs[1:]] == ["complete"] * 8 + ["failed", "running"]
+    assert runs[0][:3] == ["run", "files", "state"]
+    assert [row[2] for row in runs[1:]] == ["complete"] * 8 + ["failed", "running"]
     first = dict(zip(runs[0], runs[1], strict=True))
     assert first["run"] == "vss_weight=0.8 lr=0.001 seed=1"
     told = [first[k] for k in (
@@ -146,10 +151,10 @@ def test_a_sweep_is_ranked_by_its_means_and_every_trial_has_a_row(report: Path) 
 
 def test_it_needs_no_other_file_and_every_link_is_to_one_that_is_there(report: Path) -> None:
     read = Read(report)
-    assert "script" not in read.tags
     assert "link" not in read.tags
-    assert {"weights-importance", "weights-points", "weights-map", "stage1-losses",
-            "stage2-course"} <= {Path(target).stem for target in read.targets}
+    assert {"weights-points", "weights-map", "stage1-losses", "stage2-course"} <= {
+        Path(target).stem for target in read.targets
+    }
     for target in read.targets:
         assert (report.parent / target).is_file(), target
 
@@ -264,7 +269,7 @@ def test_damaged_files_of_a_run_are_named_and_the_others_are_shown(
     for file in files[:3]:
         assert str(file) in read.text
     assert "config.yaml is missing or cannot be read" in read.text
-    states = [row[1] for row in read.tables[1][1:]]
+    states = [row[2] for row in read.tables[1][1:]]
     assert states.count("unreadable") == 1
     assert states.count("complete") == 7
 
@@ -301,14 +306,14 @@ def tab() -> Iterator[Tab]:
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [390, 1000])
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
 def test_a_browser_shows_it_on_a_phone_and_in_the_dark(
     tab: Tab, report: Path, width: int, dark: bool
 ) -> None:
     tab.open(report, width=width, dark=dark)
     assert tab.value_of("document.documentElement.scrollWidth") <= width
-    assert tab.value_of("document.querySelectorAll('figure svg').length") >= 5
+    tab.wait_for("document.querySelector('figure.plot svg text') !== null")
+    assert tab.value_of("document.querySelectorAll('figure.plot').length") >= 14
     assert tab.value_of("document.title") == "Report on weights"
     assert tab.requests() == []
     assert tab.complaints() == []
@@ -321,12 +326,16 @@ def test_a_browser_shows_it_on_a_phone_and_in_the_dark(
 
 
 @needs_chromium
-def test_a_browser_executes_nothing_of_a_page(tab: Tab, tmp_path: Path) -> None:
+def test_a_browser_executes_nothing_of_a_page_but_its_own_scripts(
+    tab: Tab, tmp_path: Path
+) -> None:
     file = tmp_path / "page.html"
     script = page.Html("<script>document.title = 'executed'</script>")  # as if not escaped
-    file.write_text(page.page("title", script, page.element("p", "text")))
+    file.write_text(page.page("title", script, page.element("p", "text"),
+                              scripts=["document.body.append('ours')"]))
     tab.open(file)
     assert tab.value_of("document.title") == "title"
+    assert tab.value_of("document.body.textContent").strip().endswith("'ours')ours")
     assert "Content Security Policy" in "".join(tab.complaints())
 
 
@@ -347,4 +356,31 @@ def test_damaged_files_of_a_run_are_named_and_all_runs_are_shown(tmp_path: Path)
         assert f"b: {file}: cannot be read" in read.text
     rows = [row for table in read.tables for row in table]
     assert any(row[:1] == ["a"] and "0.5000" in row for row in rows)
-    assert any(row[:2] == ["b", "unreadable"] for row in rows)
+    assert any(row[:1] == ["b"] and row[2] == "unreadable" for row in rows)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_of_many_runs_that_failed_the_first_are_told_and_the_others_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = to_yaml(build(Config, []))
+    for number in range(30):
+        run = Run(tmp_path / f"r{number:02}")
+        run.create(config)
+        run.set_status("failed", error="no memory")
+    monkeypatch.setattr(runs_page, "read_yaml", counted := Counted(runs_page.read_yaml))
+    read = Read(write_report([tmp_path], tmp_path / "report.html"))
+    assert read.text.count(": failed: no memory") == 20
+    assert "and 10 more such lines" in read.text
+    assert counted.calls <= 12  # those whose configurations are compared
+
+
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.calls = function, 0
+
+    def __call__(self, *given: Any) -> Any:
+        self.calls += 1
+        return self.function(*given)
