@@ -35,6 +35,8 @@ from svll.reports.report import TEST, Section, read_subjects, write_report
 from svll.reports.sweep_files import next_steps, write_sweep_files
 
 SURE = 0.05
+MOST_ROWS = 50
+"""Of the ranking in the terminal."""
 
 
 @command(__doc__)
@@ -118,9 +120,11 @@ def _print_ranking(results: SweepResults, console: Console) -> None:
     if ranking.rows:
         columns = (Column(name, justify="right") for name in ranking.columns)
         table = Table(*columns, title=ranking.title)
-        for row in ranking.rows:
+        for row in ranking.rows[:MOST_ROWS]:
             table.add_row(*row)
         console.print(table)
+    if len(ranking.rows) > MOST_ROWS:
+        say(console, f"The best {MOST_ROWS} of {len(ranking.rows)} points; all are in the page.")
     say(console, *ranking.remarks)
 
 

@@ -101,7 +101,8 @@ def furnish(folder: Path) -> None:
         _link(run, folder / name)
     [world] = (folder / "runs" / "cache" / "data").iterdir()
     (folder / "world").symlink_to(world)
-    _sweep(run, folder / "runs" / "loss_weights")
+    for name in ("loss_weights", "occluded"):
+        _sweep(run, folder / "runs" / name)
     (folder / "vit_clipreid.yml").write_text("MODEL: {NAME: ViT-B-16}\nSOLVER: {STAGE2: {}}\n")
     _features(run / "features.h5", folder)
     _images(folder)

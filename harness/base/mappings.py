@@ -17,9 +17,15 @@ def leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def numeric_leaves(value: Mapping[str, Any]) -> dict[str, float]:
+def numeric_leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Return the numbers of a nested mapping by dotted key, such as `validation.accuracy`."""
-    return {key: item for key, item in leaves(value).items() if is_number(item)}
+    found: dict[str, float] = {}
+    for key, item in value.items():
+        if is_number(item):  # first, as most are numbers, and this is the quicker test
+            found[f"{prefix}{key}"] = item
+        elif isinstance(item, Mapping):
+            found |= numeric_leaves(item, f"{prefix}{key}.")
+    return found
 
 
 def is_number(value: Any) -> bool:

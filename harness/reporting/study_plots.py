@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.reporting.drawing import LINES
 from harness.reporting.landscape import LEAST_OF_MAP, MOST_LINES, map_keys
 from harness.reporting.ranking_table import trial_label
 from harness.sweeps.study import STATES, as_study, single
@@ -23,6 +24,13 @@ MOST_OF_MAP = 100
 """Runs in the contour plot, which has a cell for each pair of their values."""
 MOST_KEYS = 6
 """Keys side by side: more cannot be read on a laptop."""
+LEAST_OF_AXIS, LEAST_OF_SLICE = 130, 200
+"""Least width of an axis of the parallel coordinates, and of a slice, in pixels; a narrow page
+scrolls."""
+COLOURS = "Viridis"
+"""Visible on white and on black."""
+BARS = {"COMPLETE": 0, "PRUNED": 1, "RUNNING": 2, "FAIL": -1}
+"""Place in LINES of the colour of each of Optuna's states."""
 HOVER = "%{text}<extra></extra>"
 
 
@@ -101,6 +109,7 @@ def _importance(results: SweepResults) -> Plot | None:
 
 def _lines(results: SweepResults) -> Plot | None:
     from optuna.visualization import plot_parallel_coordinate
+    from plotly.colors import sample_colorscale
 
     keys = _varied(results)
     outcomes = [one for one in _part(results, MOST_LINES) if all(key in one.point for key in keys)]
@@ -109,8 +118,15 @@ def _lines(results: SweepResults) -> Plot | None:
     outcomes.sort(key=_rank(results), reverse=True)  # the best last, over the others
     study = as_study(single(results), outcomes)
     figure = plot_parallel_coordinate(study, keys, target_name=results.metric)
-    figure.update_layout(plot_bgcolor=None)
-    for line, one in zip(figure.data, outcomes, strict=False):  # one more is the colours' scale
+    figure.update_layout(plot_bgcolor=None, width=LEAST_OF_AXIS * (len(keys) + 1))
+    figure.update_annotations(font_color=None)
+    *lines, scale = figure.data
+    scale.marker.update(colorscale=COLOURS, reversescale=False)
+    values = [one.value or 0.0 for one in outcomes]
+    low, width = min(values), (max(values) - min(values)) or 1.0
+    colours = sample_colorscale(COLOURS, [(value - low) / width for value in values])
+    for line, one, colour in zip(lines, outcomes, colours, strict=True):
+        line.line.color = colour
         line.update(
             text=[f"{_name(one)}<br>{html.escape(f'{key}: {value}')}"
                   for key, value in line.customdata],
@@ -132,6 +148,7 @@ def _contour(results: SweepResults) -> Plot | None:
         return None
     study = as_study(single(results), outcomes)
     figure = plot_contour(study, keys, target_name=results.metric)
+    figure.data[0].update(colorscale=COLOURS, reversescale=False)
     _mark(figure.data[1], outcomes, results)
     text = f"{results.metric} at the dots (runs), interpolated between them"
     others = "; other keys differ, too" if len(_varied(results)) > 2 else ""
@@ -151,9 +168,9 @@ def _slices(results: SweepResults) -> Plot | None:
     for dots in figure.data:
         runs = [outcomes[place] for place in dots.marker.color]
         _mark(dots, runs, results)
-        dots.marker.color = [number[one.run.signature] for one in runs]
-    figure.update_layout(width=None)
-    text = f"Each dot is a run, darker the later its trial{_most(results)}."
+        dots.marker.update(color=[number[one.run.signature] for one in runs], colorscale=COLOURS)
+    figure.update_layout(width=LEAST_OF_SLICE * len(keys))
+    text = f"Each dot is a run, brighter the later its trial{_most(results)}."
     return Plot("slices", figure, f"{results.metric} by each key",
                 _caption(text, results, MOST_DOTS))
 
@@ -199,7 +216,7 @@ def _timeline(results: SweepResults) -> Plot | None:
         runs = [outcomes[place] for place in bars.y]
         bars.update(text=[f"{_name(one)}<br>{one.state}" for one in runs], hovertemplate=HOVER,
                     customdata=[one.run.signature for one in runs], name=states[bars.name],
-                    y=[places[place] for place in bars.y])
+                    y=[places[place] for place in bars.y], marker_color=LINES[BARS[bars.name]])
     figure.update_xaxes(title=None)
     figure.update_yaxes(title="trial, in the order of the sweep",
                         range=[places[-1] + 0.6, places[0] - 0.6])

@@ -255,7 +255,8 @@ def read_outcomes(folder: Path) -> SweepResults:
             numbers = numbers_of(run) if objectives else numeric_leaves(run.result() or {})
         except (UserError, ValueError):
             numbers = {}
-        numbers = {k: v for k, v in numbers.items() if k not in POSITION}
+        for key in POSITION:
+            numbers.pop(key, None)
         value = numbers.get(metric)
         outcomes.append(Outcome(point, seed, run, state_of(run), value, numbers, dropped))
     return replace(results, outcomes=outcomes)

@@ -213,13 +213,15 @@ def test_a_sweep_is_written_as_an_optuna_study_and_other_files_stay(
 
 @pytest.mark.usefixtures("unwritten")
 def test_the_ranking_follows_a_metric_that_was_changed_afterwards(
-    sweep: Path, call: Command
+    sweep: Path, call: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = json.loads((sweep / "sweep.json").read_text())
     write_json(sweep / "sweep.json", record | {"metric": "mAP", "mode": "min"})
+    monkeypatch.setattr("launch.report.MOST_ROWS", 1)
     status, told, _ = call(sweep)
     assert status == 0
     assert "weights: selected on test (mAP, min)" in told
+    assert "The best 1 of 2 points; all are in the page.\n" in told
     assert yaml.safe_load((sweep / "best.yaml").read_text())["stage2"]["vss_weight"] == 0.0
 
 

@@ -58,6 +58,20 @@ def test_a_sweeps_folder_says_what_is_searched(sweep: Sweep) -> None:
     assert (found.key, found.kind, found.values) == ("work.quality", "grid", (0.1, 0.2, 0.3))
 
 
+def test_a_finished_sweep_that_is_launched_with_another_metric_runs_nothing_and_ranks_by_it(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    for metric in ("accuracy", "speed"):
+        sweep = toy.make_sweep(tmp_path, SEARCH, metric=metric)
+        for n, trial in enumerate(sweep.trials):
+            write_json(trial.run.result_file, {"accuracy": n, "speed": -n})
+        launch(sweep, "local", jobs=1)
+        found = read_outcomes(sweep.folder)
+        best = found.ranked()[0].point["work.quality"]
+        assert (found.metric, best) == (metric, 0.3 if metric == "accuracy" else 0.1)
+    assert not list(sweep.folder.glob("jobs/*/record.json"))
+
+
 def test_a_page_that_another_process_writes_is_left_to_it(
     sweep: Sweep, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,6 +18,7 @@ from harness.config.values import to_yaml
 from harness.reporting import drawing, page, runs_page
 from harness.runs.run import Run
 from svll.config import Config
+from svll.reports import report as report_module
 from svll.reports.report import best_runs, read_subject, read_subjects, write_report
 from tests.browser import Tab, browser, needs_chromium
 
@@ -218,6 +219,27 @@ def test_a_section_that_cannot_be_made_is_a_remark_and_an_error(
     read = Read(tmp_path / "report.html")
     assert f"no features: {NASTY}" in read.text
     assert read.headings[-1] == "More"
+
+
+def test_a_report_replaces_its_own_page_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_module, "_curves", lambda runs, figures: page.Html(""))
+    run, other = (make_run(tmp_path, 0.0, 1e-3, 1, name=name).folder for name in ("a", "b"))
+    out = write_report([run, other], tmp_path / "both.html")
+    write_report([other, run], out)
+    for folders in ([run], [other], [run, other, other.parent]):
+        with pytest.raises(UserError, match=rf"^{out}: is the report on {run}, {other}; name "):
+            write_report(folders, out)
+    own = write_report([run], run / "report.html")
+    with pytest.raises(UserError, match=rf"^{own}: is the report on {run}; name another file"):
+        write_report([run, other], own)
+    own.write_text("of an earlier version")
+    write_report([run], own)
+    out.write_text("my notes")
+    with pytest.raises(UserError, match=rf"^{out}: is not a report; name another file"):
+        write_report([run, other], out)
+    assert out.read_text() == "my notes"
 
 
 @pytest.mark.usefixtures("undrawn")
