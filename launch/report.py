@@ -20,7 +20,7 @@ from rich.table import Column, Table
 
 from harness.base.errors import UserError
 from harness.base.files import check_writable
-from harness.base.units import counted
+from harness.listing.comparing import verdict_lines
 from harness.reporting.page import Html
 from harness.reporting.ranking_table import ranking_table
 from harness.reporting.terminal import say, wide
@@ -33,7 +33,6 @@ ON_THE_FULL_SET = {
     "data.validation": 0.0, "data.fingerprint": None, "model.fingerprint": None, "run": None,
 }
 """Keys of the best recipe that differ: it trains on all identities, wherever its files lie."""
-SURE = 0.05
 
 
 @command(__doc__)
@@ -129,13 +128,7 @@ def _compare(folder: Path, places: tuple[int, int], console: Console) -> int:
         values = " ".join(f"{key}={value}" for key, value in point.point.items())
         say(console, f"{name}: {values}")
     seeds, verdicts = compare_points(a, b, results.metric)
-    for test, verdict in verdicts.items():
-        conclusion = "A and B differ" if verdict.p < SURE else "no significant difference"
-        say(console, f"{test}: A - B = {verdict.mean:+.4f}, better "
-               f"{counted(verdict.wins, 'time')}, worse {counted(verdict.losses, 'time')}, "
-               f"p = {verdict.p:.2g}: {conclusion}")
-    if 0 < seeds < 6:
-        say(console, f"with {counted(seeds, 'seed')} p is at least {2.0 ** (1 - seeds):.2g}")
+    say(console, *verdict_lines(seeds, verdicts))
     say(console, "The test over queries is on these trained models only; other seeds may give "
            "another answer.")
     return 0
