@@ -277,3 +277,19 @@ def test_status_names_a_damaged_file_and_shows_all_other_trials(
     assert f"unreadable: {file}: cannot be read" in shown.out
     assert second in shown.out
     assert f"{file}: cannot be read" in launch(*recipe).err
+
+
+def test_the_status_of_a_sweep_is_told_as_json_too(launch: Command, tmp_path: Path) -> None:
+    recipe = ("--recipe", "synthetic_tiny", "seeds=[1,2]")
+    shown = launch(*recipe, "--status", "--json")
+    assert shown.status == 0, shown.err
+    found = json.loads(shown.out)
+    assert (found["name"], found["counts"], found["faults"]) == (
+        "synthetic_tiny", {"missing": 2}, [])
+    assert [(one["seed"], one["state"]) for one in found["trials"]] == [
+        (1, "missing"), (2, "missing")]
+    refused = launch(*recipe, "--json")
+    assert refused.status == 1
+    assert "--json without --status has no effect" in refused.err
+    missing = launch("--status")
+    assert f"{tmp_path}/runs: no such folder" in missing.err
