@@ -19,6 +19,8 @@ MOST = 100
 """Of more runs, only the newest are shown; counts include all."""
 DEAD = ("interrupted", "unreadable", "failed")
 """States of runs that need somebody: marked, and explained below the table."""
+WHOLE = 36
+"""Names of up to so many letters stay in one line, at the cost of the notes."""
 MOST_TROUBLES = 10
 FACTS = ("attempts", "host", "started", "time", "error")
 """What JSON has of a trial's status."""
@@ -78,8 +80,9 @@ def _runs(runs: Sequence[Entry]) -> Table:
     most = Counter(one.metric for one in runs if one.metric).most_common(1)
     metric = most[0][0] if most else "best"
     has_notes = any(one.remark for one in runs)
+    is_short = max(len(one.name) for one in runs) <= WHOLE
     table = Table(
-        Column("run", overflow="fold"), Column("state", no_wrap=True),
+        Column("run", overflow="fold", no_wrap=is_short), Column("state", no_wrap=True),
         Column(escape(metric), justify="right"), Column("age", justify="right", no_wrap=True),
         Column("size", justify="right", no_wrap=True),
         *([Column("notes", overflow="fold")] if has_notes else []),
