@@ -131,7 +131,7 @@ def test_a_sweep_is_ranked_by_its_means_and_every_trial_has_a_row(report: Path) 
     assert [(float(row[1]), float(row[2])) for row in ranking[1:]] == best
     means = [sum(value_at(*p, s) for s in SEEDS) / 2 for p in best]
     assert [row[4] for row in ranking[1:]] == [f"{mean:.4f}" for mean in means]
-    assert [row[1] for row in runs[1:]] == ["complete"] * 8 + ["failed", "running"]
+    assert [row[1] for row in runs[1:]] == ["complete"] * 8 + ["failed", "interrupted"]
     first = dict(zip(runs[0], runs[1], strict=True))
     assert first["run"] == "vss_weight=0.8 lr=0.001 seed=1"
     told = [first[k] for k in (
@@ -156,7 +156,7 @@ def test_it_needs_no_other_file_and_every_link_is_to_one_that_is_there(report: P
 def test_what_runs_lack_is_said_with_their_words_escaped(report: Path, sweep: Path) -> None:
     read = Read(report)
     assert f"vss_weight=3.0 lr=0.001 seed=1: failed: ValueError: {NASTY}" in read.text
-    assert "vss_weight=4.0 lr=0.001 seed=1: running" in read.text
+    assert "vss_weight=4.0 lr=0.001 seed=1: interrupted" in read.text
 
 
 @pytest.mark.usefixtures("undrawn")
