@@ -138,7 +138,7 @@ def test_a_sweep_is_ranked_by_its_means_and_every_trial_has_a_row(report: Path) 
         "host", "attempts", "epochs", "minutes (last attempt)", "validation mAP"
     )]
     assert told == ["node7", "2", "6", "1.5", f"{value_at(0.8, 1e-3, 1):.4f}"]
-    assert "10 trials: 8 complete, 1 failed, 1 running" in read.text
+    assert "10 trials: 8 complete, 1 failed, 1 interrupted" in read.text
     assert "feedbeef" in read.text
     assert "c0ffee" in read.text
 
