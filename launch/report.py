@@ -24,7 +24,7 @@ from rich.table import Column, Table
 from harness.base.errors import UserError, WrongUsage
 from harness.base.files import check_writable
 from harness.base.paths import typed
-from harness.base.units import counted
+from harness.listing.comparing import verdict_lines
 from harness.reporting.page import Html
 from harness.reporting.ranking_table import ranking_table
 from harness.reporting.terminal import say, wide
@@ -34,7 +34,6 @@ from launch.cli import as_called, command, refuse_without
 from svll.reports.report import TEST, Section, read_subjects, write_report
 from svll.reports.sweep_files import next_steps, write_sweep_files
 
-SURE = 0.05
 MOST_ROWS = 50
 """Of the ranking in the terminal."""
 
@@ -144,13 +143,7 @@ def _compare(folders: Sequence[Path], places: tuple[int, int], console: Console)
         values = " ".join(f"{key}={value}" for key, value in point.point.items())
         say(console, f"{name}: {values}" + (f" ({sweep.folder})" if len(sweeps) > 1 else ""))
     seeds, verdicts = compare_points(a, b, first.metric)
-    for test, verdict in verdicts.items():
-        conclusion = "A and B differ" if verdict.p < SURE else "no significant difference"
-        say(console, f"{test}: A - B = {verdict.mean:+.4f}, better "
-               f"{counted(verdict.wins, 'time')}, worse {counted(verdict.losses, 'time')}, "
-               f"p = {verdict.p:.2g}: {conclusion}")
-    if 0 < seeds < 6:
-        say(console, f"with {counted(seeds, 'seed')} p is at least {2.0 ** (1 - seeds):.2g}")
+    say(console, *verdict_lines(seeds, verdicts))
     say(console, "The test over queries is on these trained models only; other seeds may give "
            "another answer.")
     return 0

@@ -78,7 +78,7 @@ def main() -> None:
 @subcommand(app)
 def ls(
     folder: Annotated[list[Path] | None, typer.Argument(
-        help="Folders of runs, of sweeps or of one run. [default: runs]")] = None,
+        help="Folders of runs, or runs and sweeps by name. [default: runs]")] = None,
     state: Annotated[list[str] | None, typer.Option(
         help=f"Only runs in this state; may repeat: {', '.join(STATES)}.")] = None,
     name: Annotated[list[str] | None, typer.Option(
@@ -99,7 +99,8 @@ def ls(
         if word not in STATES:
             raise UserError(f"--state: no state {word!r}{hint(word, STATES)}")
     wanted = Wanted(state or (), name or (), tag or (), _since(since))
-    print_listing(folder or [RUNS], wanted, every=every, as_json=as_json)
+    where = [one if one.exists() else folders.named(str(one), RUNS) for one in folder or ()]
+    print_listing(where or [RUNS], wanted, every=every, as_json=as_json)
     return 0
 
 

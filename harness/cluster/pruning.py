@@ -75,7 +75,9 @@ def _is_spent(
     superseded = {signature for one in later for signature in one.trials}
     # a search proposes trials that its record does not name
     searched = open_runs if record.options.get("backend") == "ray" else ()
-    if searched or any(state_of(run) not in ENDED and run.signature not in superseded
+    # a run whose folder is gone was removed: nothing of it goes on
+    if searched or any(run.folder.exists() and state_of(run) not in ENDED
+                       and run.signature not in superseded
                        for run in record.runs(record.trials)):
         return False
     locks = [*Path(record.folder).glob("worker-*.lock"),

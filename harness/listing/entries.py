@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.base.errors import UserError
 from harness.base.files import read_json
@@ -20,6 +20,7 @@ from harness.listing.folders import SWEEP_FILE, Found, Kind, find
 from harness.listing.notes import Notes, read_notes
 from harness.runs.run import Run, state_of
 
+LEFT = "(no longer in the sweep file)"
 EPOCH = b'"kind": "epoch"'
 
 
@@ -53,10 +54,17 @@ class Entry:
     """What is wrong with its files, or the error of a run that failed."""
     runs: int = 0
     """Of a sweep: how many runs it has."""
+    in_file: bool = True
+    """Of a sweep's run: whether the sweep file still has it."""
 
     @property
     def name(self) -> str:
         return self.folder.name if self.kind == "sweep" else Run(self.folder).name
+
+    @property
+    def remark(self) -> str:
+        """The user's notes, and whether the sweep file has lost the run, in one line."""
+        return " ".join(filter(None, ["" if self.in_file else LEFT, self.notes.line]))
 
     def as_json(self) -> dict[str, Any]:
         """Return values that JSON can hold."""
@@ -64,7 +72,8 @@ class Entry:
             "name": self.name, "kind": self.kind, "folder": str(self.folder), "state": self.state,
             "metric": self.metric, "value": self.value, "changed": self.changed,
             "bytes": self.size, "tags": list(self.notes.tags), "note": self.notes.note,
-            "fault": self.fault, **({"runs": self.runs} if self.kind == "sweep" else {}),
+            "fault": self.fault,
+            **({"runs": self.runs} if self.kind == "sweep" else {"in_file": self.in_file}),
         }
 
 
@@ -72,18 +81,21 @@ def list_entries(folders: Iterable[Path], metric: Metric) -> list[Entry]:
     """Return the runs and sweeps in folders, each once; a sweep comes before its runs. metric: of
     runs of no sweep. Raises UserError for a folder that does not exist."""
     every = {one.folder: one for folder in folders for one in find(folder)}
-    metrics = {one.folder: _metric_of(one.folder, metric)
-               for one in every.values() if one.kind == "sweep"}
+    sweeps = {one.folder: _read_sweep(one.folder, metric)
+              for one in every.values() if one.kind == "sweep"}
     runs: dict[Path, list[Entry]] = {}
     for one in every.values():
         if one.kind == "run":
             parent = one.folder.parent
-            runs.setdefault(parent, []).append(run_entry(one, metrics.get(parent, (metric,))[0]))
+            own_metric = sweeps[parent].metric if parent in sweeps else metric
+            runs.setdefault(parent, []).append(run_entry(one, own_metric))
     entries: list[Entry] = []
-    for folder in dict.fromkeys([*metrics, *runs]):
+    for folder in dict.fromkeys([*sweeps, *runs]):
         own = _without_workers(folder, runs.get(folder, []))
-        if folder in metrics:
-            entries.append(_sweep_entry(folder, own, *metrics[folder]))
+        if folder in sweeps:
+            dropped = sweeps[folder].dropped
+            own = [replace(one, in_file=one.folder.name not in dropped) for one in own]
+            entries.append(_sweep_entry(folder, own, sweeps[folder]))
         entries += own
     return entries
 
@@ -127,13 +139,26 @@ def run_entry(found: Found, metric: Metric) -> Entry:
                  size_of(run.folder), notes, fault)
 
 
-def _metric_of(sweep: Path, otherwise: Metric) -> tuple[Metric, str]:
-    """Return the metric of a sweep, and what is wrong with its file."""
+class _Sweep(NamedTuple):
+    """What a list needs of a sweep.json."""
+
+    metric: Metric
+    dropped: set[str]
+    """The signatures of runs that the sweep file has lost."""
+    fault: str
+    """What is wrong with it."""
+
+
+def _read_sweep(folder: Path, otherwise: Metric) -> _Sweep:
+    """Return what a list needs of a sweep; otherwise: the metric where its file is damaged."""
     try:
-        about = read_json(sweep / SWEEP_FILE)
-        return replace(otherwise, key=str(about["metric"]), mode=str(about["mode"])), ""
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        return otherwise, f"{SWEEP_FILE} cannot be read ({error!r}); the next launch writes it"
+        about = read_json(folder / SWEEP_FILE)
+        metric = replace(otherwise, key=str(about["metric"]), mode=str(about["mode"]))
+        dropped = {str(one["signature"]) for one in about["trials"] if one.get("dropped")}
+        return _Sweep(metric, dropped, "")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        fault = f"{SWEEP_FILE} cannot be read ({error!r}); the next launch writes it"
+        return _Sweep(otherwise, set(), fault)
 
 
 def _numbers(run: Run, metric: Metric, *, is_complete: bool) -> dict[str, float]:
@@ -177,11 +202,13 @@ def _changed(folder: Path, status: dict[str, Any]) -> float:
         return 0.0
 
 
-def _sweep_entry(folder: Path, runs: Sequence[Entry], metric: Metric, fault: str) -> Entry:
-    """Return the entry of a sweep with these runs; fault: of its file."""
+def _sweep_entry(folder: Path, runs: Sequence[Entry], sweep: _Sweep) -> Entry:
+    """Return the entry of a sweep with these runs; the best is of those in the sweep file."""
+    metric, _, fault = sweep
     counts = Counter(one.state for one in runs)
     values = [one.value for one in runs
-              if one.state == "complete" and one.value is not None and one.metric == metric.key]
+              if one.state == "complete" and one.value is not None and one.metric == metric.key
+              and one.in_file]
     notes = Notes()
     try:
         notes = read_notes(folder)

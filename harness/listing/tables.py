@@ -19,7 +19,11 @@ MOST = 100
 """Of more runs, only the newest are shown; counts include all."""
 DEAD = ("interrupted", "unreadable", "failed")
 """States of runs that need somebody: marked, and explained below the table."""
+WHOLE = 36
+"""Names of up to so many letters stay in one line, at the cost of the notes."""
 MOST_TROUBLES = 10
+FACTS = ("attempts", "host", "started", "time", "error")
+"""What JSON has of a trial's status."""
 
 
 def listing(entries: Sequence[Entry], *, every: bool = False) -> Iterator[RenderableType | str]:
@@ -65,7 +69,7 @@ def _sweeps(sweeps: Sequence[Entry]) -> Table:
         header_style="bold",
     )
     for one in sweeps:
-        name = f"{one.name} {one.notes.line}".rstrip()
+        name = f"{one.name} {one.remark}".rstrip()
         table.add_row(escape(name), str(one.runs), escape(one.state), fraction(one.value),
                       escape(one.metric), age(one.changed), in_bytes(one.size))
     return table
@@ -75,9 +79,10 @@ def _runs(runs: Sequence[Entry]) -> Table:
     """Return the table of runs. A metric other than most runs' stands beside its value."""
     most = Counter(one.metric for one in runs if one.metric).most_common(1)
     metric = most[0][0] if most else "best"
-    has_notes = any(one.notes.line for one in runs)
+    has_notes = any(one.remark for one in runs)
+    is_short = max(len(one.name) for one in runs) <= WHOLE
     table = Table(
-        Column("run", overflow="fold"), Column("state", no_wrap=True),
+        Column("run", overflow="fold", no_wrap=is_short), Column("state", no_wrap=True),
         Column(escape(metric), justify="right"), Column("age", justify="right", no_wrap=True),
         Column("size", justify="right", no_wrap=True),
         *([Column("notes", overflow="fold")] if has_notes else []),
@@ -91,7 +96,7 @@ def _runs(runs: Sequence[Entry]) -> Table:
         colour = COLOURS.get(one.state, "yellow" if mark else "")
         state = f"[{colour}]{mark}{one.state}[/]" if colour else f"{mark}{one.state}"
         table.add_row(escape(one.name), state, escape(value), age(one.changed), in_bytes(one.size),
-                      *([escape(one.notes.line)] if has_notes else []))
+                      *([escape(one.remark)] if has_notes else []))
     return table
 
 
@@ -117,10 +122,7 @@ def states_as_json(sweep: Sweep, states: Sequence[TrialState]) -> dict[str, Any]
     for one in states:
         newest = progress(one.trial.run, sweep.metric)
         done = one.trial.run.result() if one.state == "complete" else None
-        facts: dict[str, Any] = {
-            key: one.status[key] for key in ("attempts", "host", "started", "time", "error")
-            if key in one.status
-        }
+        facts: dict[str, Any] = {key: one.status[key] for key in FACTS if key in one.status}
         trials.append({
             "index": one.trial.index, "point": one.trial.point, "seed": one.trial.seed,
             "signature": one.trial.signature, "folder": str(one.trial.run.folder),

@@ -52,6 +52,7 @@ def test_runs_are_listed_in_80_columns_and_as_json(
     assert lines[-1].startswith("2 runs: ")
     found = json.loads(runs("ls", "--state", "complete", "--json").out)
     assert [(one["name"], one["value"]) for one in found] == [(done.name, 0.625)]
+    assert json.loads(runs("ls", done.signature[:6], "--json").out) == found
     assert "no runs" in runs("ls", "--since", "2999-01-01").out
     # the launcher lists the same without a sweep
     assert json.loads(runs("--status", "--json", script="slurm").out) == json.loads(
@@ -62,7 +63,7 @@ def test_runs_are_listed_in_80_columns_and_as_json(
     ("words", "message"),
     [(("ls", "--state", "faild"), "--state: no state 'faild'; did you mean failed?"),
      (("ls", "--since", "soon"), "--since: 'soon' is neither a time such as 90m"),
-     (("ls", "nowhere"), "nowhere: no such folder; name a folder of runs"),
+     (("ls", "nowhere"), "nowhere: no run or sweep of this name in runs; there are "),
      (("note", "RUN"), "give either a text or --remove"),
      (("tag", "RUN", "x", "--remove"), "has no tag x; its tags: none"),
      (("rm", "RUN"), "not in a terminal, so nobody can be asked; add --yes")],

@@ -337,3 +337,19 @@ def test_status_counts_first_and_shows_all_trials_only_if_asked_for(launch: Comm
     assert "--all without --status, --dry-run or --follow has no effect" in launch(
         "--recipe", "synthetic_tiny", "--cancel", "--all"
     ).err
+
+
+def test_the_status_of_a_sweep_is_told_as_json_too(launch: Command, tmp_path: Path) -> None:
+    recipe = ("--recipe", "synthetic_tiny", "seeds=[1,2]")
+    shown = launch(*recipe, "--status", "--json")
+    assert shown.status == 0, shown.err
+    found = json.loads(shown.out)
+    assert (found["name"], found["counts"], found["faults"]) == (
+        "synthetic_tiny", {"missing": 2}, [])
+    assert [(one["seed"], one["state"]) for one in found["trials"]] == [
+        (1, "missing"), (2, "missing")]
+    refused = launch(*recipe, "--json")
+    assert refused.status == 1
+    assert "--json without --status has no effect" in refused.err
+    missing = launch("--status")
+    assert f"{tmp_path}/runs: no such folder" in missing.err

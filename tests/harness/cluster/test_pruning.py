@@ -1,6 +1,7 @@
 """Old job folders and frozen code are deleted, never what an unfinished trial or a job needs."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -158,3 +159,18 @@ def test_what_a_kill_left_of_a_deletion_is_deleted_later(sweep: Sweep, submit: S
     os.utime(left, (1, 1))
     prune(sweep.folder)
     assert names(sweep) == set()
+
+
+def test_a_trial_whose_run_was_removed_needs_nothing_but_its_job_if_that_lives(
+    sweep: Sweep, submit: Submit
+) -> None:
+    record = submit(0, 1, code="a")
+    complete(sweep, 0)
+    sweep.trials[1].run.set_status("stopped")
+    assert unneeded(sweep.folder) == []
+    shutil.rmtree(sweep.trials[1].run.folder)
+    with held_lock(worker_lock(record.file, 0)):
+        os.utime(record.folder, (1, 1))
+        assert unneeded(sweep.folder) == []
+    os.utime(record.folder, (1, 1))
+    assert {path.name for path in unneeded(sweep.folder)} == {record.token, "a", "a.git.json"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import UserError
+from harness.base.files import read_json, write_json
 from harness.base.locks import held_lock
 from harness.cluster.local.place import worker_lock
 from harness.cluster.records import new_record
@@ -68,6 +69,20 @@ def test_the_best_is_the_least_where_the_sweep_says_so(
         going.log_metrics({"kind": "epoch", "epoch": epoch, "score": score})
     sweep, *runs = list_entries([make_sweep(mode="min")], SCORE)
     assert (sweep.value, runs[2].value) == (0.25, 0.1)
+
+
+def test_a_run_that_the_sweep_file_has_lost_is_marked_and_never_the_best(
+    make_run: MakeRun, make_sweep: Callable[..., Path]
+) -> None:
+    make_run(1, value=0.25)
+    make_run(2, value=0.75)
+    folder = make_sweep()
+    summary = read_json(folder / "sweep.json")
+    summary["trials"][1]["dropped"] = 1
+    write_json(folder / "sweep.json", summary)
+    sweep, *runs = list_entries([folder], SCORE)
+    assert (sweep.value, [one.in_file for one in runs]) == (0.25, [True, False])
+    assert [one.remark for one in runs] == ["", "(no longer in the sweep file)"]
 
 
 def test_sizes_are_those_of_the_disk_and_a_link_has_no_content(

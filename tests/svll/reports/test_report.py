@@ -137,14 +137,14 @@ def test_a_sweep_is_ranked_by_its_means_and_every_trial_has_a_row(report: Path) 
     means = [sum(value_at(*p, s) for s in SEEDS) / 2 for p in best]
     assert [row[4] for row in ranking[1:]] == [f"{mean:.4f}" for mean in means]
     assert runs[0][:3] == ["run", "files", "state"]
-    assert [row[2] for row in runs[1:]] == ["complete"] * 8 + ["failed", "running"]
+    assert [row[2] for row in runs[1:]] == ["complete"] * 8 + ["failed", "interrupted"]
     first = dict(zip(runs[0], runs[1], strict=True))
     assert first["run"] == "vss_weight=0.8 lr=0.001 seed=1"
     told = [first[k] for k in (
         "host", "attempts", "epochs", "minutes (last attempt)", "validation mAP"
     )]
     assert told == ["node7", "2", "6", "1.5", f"{value_at(0.8, 1e-3, 1):.4f}"]
-    assert "10 trials: 8 complete, 1 failed, 1 running" in read.text
+    assert "10 trials: 8 complete, 1 failed, 1 interrupted" in read.text
     assert "feedbeef" in read.text
     assert "c0ffee" in read.text
 
@@ -162,7 +162,7 @@ def test_it_needs_no_other_file_and_every_link_is_to_one_that_is_there(report: P
 def test_what_runs_lack_is_said_with_their_words_escaped(report: Path, sweep: Path) -> None:
     read = Read(report)
     assert f"vss_weight=3.0 lr=0.001 seed=1: failed: ValueError: {NASTY}" in read.text
-    assert "vss_weight=4.0 lr=0.001 seed=1: running" in read.text
+    assert "vss_weight=4.0 lr=0.001 seed=1: interrupted" in read.text
 
 
 @pytest.mark.usefixtures("undrawn")
