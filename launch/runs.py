@@ -24,7 +24,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harness.base.errors import UserError, hint
+from harness.base.errors import UserError, WrongUsage, hint
 from harness.base.mappings import leaves, numeric_leaves
 from harness.base.paths import typed
 from harness.base.units import counted, minutes
@@ -45,7 +45,16 @@ from harness.listing.notes import change_note, change_tags
 from harness.listing.reclaim import Reclaim, reclaimable
 from harness.reporting.terminal import say, wide
 from harness.runs.run import Run
-from launch.cli import EXIT_STATUS, as_typed, new_app, print_result, run, subcommand
+from launch.cli import (
+    EXIT_STATUS,
+    Version,
+    as_called,
+    as_typed,
+    new_app,
+    print_result,
+    run,
+    subcommand,
+)
 from svll.config import Config, Place
 from svll.reuse.unneeded import add_shared
 from svll.runs.origin import next_commands, origin, sweep_source
@@ -66,7 +75,7 @@ app = new_app()
 
 
 @app.callback(help=as_typed(__doc__ or ""), epilog=EXIT_STATUS)
-def _together() -> None:
+def _together(version: Version = False) -> None:
     """Group the commands."""
 
 
@@ -152,7 +161,7 @@ def show(name: Word, runs: RunsFolder = RUNS) -> int:
         _show(console, *tables.listing(entries))
         source = sweep_source(folder)
         lines = [f"made from {source}"] if source else []
-        _show(console, *lines, f"rank it: python launch/report.py {typed(folder)}")
+        _show(console, *lines, as_called(f"rank it: python launch/report.py {typed(folder)}"))
         return 0
     one = run_entry(folders.Found(folder, "run"), METRIC)
     say(console, *_about(one))
@@ -174,7 +183,7 @@ def show(name: Word, runs: RunsFolder = RUNS) -> int:
     say(console, *(f"{in_bytes(size_of(path)):>8}  {path}" for path in files))
     commands = next_commands(shown, one.state)
     say(console, *(["", "next:"] if commands else []),
-        *(f"  {what}: {command}" for command, what in commands))
+        *(as_called(f"  {what}: {command}") for command, what in commands))
     return 0
 
 
@@ -261,7 +270,7 @@ def note(
 ) -> int:
     """Write a note on a run or a sweep; `ls` shows it."""
     if (text is None) != remove:
-        raise UserError("give either a text or --remove")
+        raise WrongUsage("give either a text or --remove")
     change_note(folders.named(name, runs), text or "")
     return 0
 

@@ -88,5 +88,5 @@ def test_help_and_errors_show_commands_as_they_were_called(
 
 def test_the_version_is_the_distributions(installed: Callable[..., Ended]) -> None:
     assert distribution("svll-reid").version == svll.__version__
-    for name in ("svll-train", "svll-data"):
+    for name in ("svll-train", "svll-data", "svll-runs"):
         assert installed(name, "--version") == (0, f"svll-reid {svll.__version__}\n", "")
