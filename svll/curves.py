@@ -51,15 +51,19 @@ def about(run: Run, config: Config) -> About:
     changed, recipes = (_changes(group, config), [group]) if trial is None else trial
     recipe = changed.pop(RECIPE, None)
     ends = [key.rpartition(".")[2] for key in changed]
-    parts = [
-        f"{end if ends.count(end) == 1 else key}={setting(value).removesuffix('.0') or 'null'}"
-        for end, (key, value) in zip(ends, changed.items(), strict=True)
-    ]
+    parts = [f"{end if ends.count(end) == 1 else key}={_short(value)}"
+             for end, (key, value) in zip(ends, changed.items(), strict=True)]
     label = " ".join([*([recipe] if recipe else []), *parts, f"seed={config.seed}"])
     datasets = {*trained_on(config.data), *tested_on(config.data)}
     tags = dict.fromkeys([group, *([recipe] if recipe else recipes), *sorted(datasets),
                           *_given_tags(run)])
     return About(to_mapping(config), label, tuple(tags))
+
+
+def _short(value: Any) -> str:
+    """Return a setting for a label, which may be the name of a folder."""
+    text = setting(value) or "null"
+    return text.removesuffix(".0") if isinstance(value, float) else text
 
 
 def _given_tags(run: Run) -> Iterator[str]:

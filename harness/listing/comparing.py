@@ -29,7 +29,7 @@ def side(folder: Path, metric: Metric) -> tuple[Ranked, str]:
     """
     if look_at(folder) == "sweep":
         results = read_outcomes(folder)
-        ranked = results.ranked()
+        ranked = results.in_file.ranked()
         if not ranked:
             raise UserError(f"{folder}: no run is complete, so there is nothing to compare")
         return ranked[0], results.metric
@@ -89,8 +89,8 @@ def verdict_lines(seeds: int, verdicts: Mapping[str, Verdict]) -> list[str]:
     lines = []
     for test, verdict in verdicts.items():
         conclusion = "A and B differ" if verdict.p < SURE else "no significant difference"
-        lines.append(f"{test}: A - B = {verdict.mean:+.4f}, better "
-                     f"{counted(verdict.wins, 'time')}, worse {counted(verdict.losses, 'time')}, "
+        lines.append(f"{test}: A - B = {verdict.mean:+.4f}, higher "
+                     f"{counted(verdict.wins, 'time')}, lower {counted(verdict.losses, 'time')}, "
                      f"p = {verdict.p:.2g}: {conclusion}")
     if 0 < seeds < FEWEST:
         lines.append(f"with {counted(seeds, 'seed')} p is at least {2.0 ** (1 - seeds):.2g}")

@@ -11,7 +11,7 @@ import html
 from collections.abc import Sequence
 from urllib.parse import quote
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'"
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --paper: #fff; --soft: #f2f4f7; --line: #d5dae1;
   --good: #1a7f37; --bad: #b3261e; --mark: #fff3c4; --accent: #1f6fb5; }

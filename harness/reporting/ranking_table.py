@@ -56,7 +56,8 @@ def trial_label(one: Outcome) -> str:
         f"{end if ends.count(end) == 1 else key}={setting(value)}"
         for end, (key, value) in zip(ends, one.point.items(), strict=True)
     ]
-    return " ".join([*parts, f"seed={one.seed}"])
+    left = ["(no longer in the file)"] if one.dropped else []
+    return " ".join([*parts, f"seed={one.seed}", *left])
 
 
 def _remarks(results: SweepResults, ranked: list[Ranked]) -> list[str]:

@@ -130,7 +130,7 @@ def load_function(run: Run, key: Literal["experiment", "prepare", "report"]) -> 
             package = importlib.import_module(name.partition(".")[0])
             present_name = getattr(package, "MOVED", {}).get(name, name)
         module, _, function = present_name.rpartition(".")
-        log_package(module.partition(".")[0])
+        log_package(module.partition(".")[0] or "__main__")
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{run.config_file}: run.{key} cannot be read: {error!r}") from None
     try:

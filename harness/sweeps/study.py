@@ -154,10 +154,11 @@ def check_study_file(file: Path, folder: Path) -> None:
     """Raise UserError if `file` exists and is not an earlier study of the sweep in `folder`."""
     if not os.path.lexists(file):
         return
-    logs: list[Any] = []
+    found: list[Any] = []
     with suppress(OSError, ValueError), file.open("rb") as lines:
-        logs = [from_json(lines.readline(LONGEST).decode()) for _ in range(HEAD)]
-    logs = [log for log in logs if isinstance(log, dict)]
+        heads = (lines.readline(LONGEST) for _ in range(HEAD))
+        found += (from_json(line.decode()) for line in heads if line)
+    logs = [log for log in found if isinstance(log, dict)]
     attributes = [log["user_attr"] for log in logs if isinstance(log.get("user_attr"), dict)]
     folders = [one["folder"] for one in attributes if "folder" in one]
     if folders[:1] != [str(folder.resolve())]:
@@ -166,7 +167,7 @@ def check_study_file(file: Path, folder: Path) -> None:
 
 
 def write_study(results: SweepResults, file: Path) -> Path:
-    """Write the study as an Optuna journal, for `optuna-dashboard FILE`; return the file. Replaces
+    """Write what is in the sweep file as an Optuna journal, for `optuna-dashboard FILE`. Replaces
     an earlier study of the sweep; raises UserError for any other file."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -174,7 +175,8 @@ def write_study(results: SweepResults, file: Path) -> Path:
     check_study_file(file, results.folder)
     with tempfile.TemporaryDirectory() as folder, atomic_write(file) as private:
         journal = Path(folder) / "journal"  # each line is synced: quick on a local disk only
-        as_study(results, storage=JournalStorage(JournalFileBackend(str(journal))), by_epoch=True)
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        as_study(results.in_file, storage=storage, by_epoch=True)
         shutil.copyfile(journal, private)
     return file
 

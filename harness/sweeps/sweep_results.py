@@ -136,6 +136,12 @@ class SweepResults:
                  for key, values in undeclared.items()}
         return {key: grids.get(key) or self.search[key] for key in self.keys}
 
+    @cached_property
+    def in_file(self) -> "SweepResults":
+        """The results less the trials that are no longer in the sweep file: their other settings
+        may differ."""
+        return replace(self, outcomes=[one for one in self.outcomes if not one.dropped])
+
     def ranked(self) -> list[Ranked]:
         """Return the points that have a complete trial, the best mean first; points with missing
         seeds come last, and after them those that are no longer in the sweep file: their other
@@ -218,14 +224,15 @@ def _has_changed(run: Run) -> bool:
 
 
 def unbeaten(results: SweepResults, ranked: Sequence[Ranked]) -> list[bool]:
-    """Return whether each point is Pareto-optimal in the metric and the objectives: no other is at
-    least as good in all of them and better in one."""
+    """Return whether each point is Pareto-optimal in the metric and the objectives: no other in the
+    sweep file is at least as good in all of them and better in one."""
     import numpy as np  # not needed by --help and --status
 
     modes = [results.mode, *results.objectives.values()]
     signs = np.array([1.0 if mode == "max" else -1.0 for mode in modes])
     means = [[one.mean, *map(one.mean_of, results.objectives)] for one in ranked]
     scores = np.reshape(means, (-1, len(modes))) * signs
+    scores[[not one.in_file for one in ranked]] = np.nan
     is_better = (scores[:, None] >= scores).all(axis=2) & (scores[:, None] > scores).any(axis=2)
     found: list[bool] = (~is_better.any(axis=0) & ~np.isnan(scores).any(axis=1)).tolist()
     return found
@@ -351,12 +358,13 @@ def write_best(
     results: SweepResults, *, without: Mapping[str, Any],
     absent: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path | None:
-    """Write the best point as a recipe; return the file, None when no trial is complete.
+    """Write the best point in the sweep file as a recipe; return the file, None when no trial of
+    one is complete.
 
     without: values by dotted key that replace the run's (None: leave the key out), for keys that
     only a search needs. absent: values of keys that an earlier version's run lacks.
     """
-    ranked = results.ranked()
+    ranked = results.in_file.ranked()
     if not ranked:
         return None
     best = ranked[0]
@@ -391,11 +399,14 @@ def write_best(
 
 def write_tables(results: SweepResults) -> list[Path]:
     """Write every trial (point, seed, state, all numbers of its result) to trials.csv and, with
-    types, to trials.parquet; return the files."""
+    types, to trials.parquet; return the files. A column `in_file` tells trials apart that are no
+    longer in the sweep file, if there are any."""
     names = list(dict.fromkeys(name for one in results.outcomes for name in one.numbers))
-    columns = [*results.keys, "seed", "run", "state", *names]
+    marks = ["in_file"] if any(one.dropped for one in results.outcomes) else []
+    columns = [*results.keys, "seed", "run", "state", *marks, *names]
     rows = [{key: one.point.get(key) for key in results.keys}
             | {"seed": one.seed, "run": one.run.signature, "state": one.state}
+            | dict.fromkeys(marks, not one.dropped)
             | {name: one.numbers.get(name) for name in names} for one in results.outcomes]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)

@@ -182,9 +182,9 @@ def best_runs(subjects: Sequence[Subject]) -> dict[str, Path]:
 
 def _points(subject: Subject, figures: Path) -> Html:
     """Return the plots of a sweep, and write figures of its points; nothing for other runs."""
-    sweep = subject.sweep
-    if sweep is None:
+    if subject.sweep is None:
         return Html("")
+    sweep = subject.sweep.in_file
     shares, stem = sweep.shares, figures / subject.name
     drawn = {"importance": landscape.importance_bars(shares, sweep.metric) if shares else None,
              "points": landscape.parallel_coordinates(sweep),

@@ -25,7 +25,7 @@ def next_steps(sweeps: Sequence[SweepResults], page: Path) -> list[str]:
     command that opens the page."""
     lines: list[str] = []
     for results in sweeps:
-        for best in results.ranked()[:1]:
+        for best in results.in_file.ranked()[:1]:
             name = f"{results.name}: " if len(sweeps) > 1 else ""
             values = [f"{key}={setting(value)}" for key, value in best.point.items()]
             point = " ".join(values) or best.outcomes[0].run.signature

@@ -139,7 +139,7 @@ def test_two_points_are_compared_over_seeds_and_over_queries(
     [line] = [line for line in told.splitlines() if line.startswith("test AP")]
     assert line == (
         f"test AP (cross_camera) over {expected.pairs} queries: A - B = {expected.mean:+.4f}, "
-        f"better {expected.wins} times, worse {expected.losses} times, p = {expected.p:.2g}: "
+        f"higher {expected.wins} times, lower {expected.losses} times, p = {expected.p:.2g}: "
         "A and B differ"
     )
 

@@ -107,7 +107,7 @@ def test_two_runs_are_compared_over_their_seeds(runs: Command) -> None:
     assert "stage2.lr  0.125  0.25" in shown
     assert "seed  " not in shown
     assert "validation.mAP: 0.5625 and 0.3750" in shown
-    assert "validation.mAP over 2 seeds: A - B = +0.1875, better 2 times, worse 0" in shown
+    assert "validation.mAP over 2 seeds: A - B = +0.1875, higher 2 times, lower 0" in shown
     assert "not tested over queries: " in shown
 
 

@@ -56,7 +56,7 @@ class Slurm(Place):
 
     def describe(self, sweep: Sweep, trials: int, limit: int | None) -> str:
         lines = script.variables(sweep)
-        if "wrap" in sweep.slurm:
+        if sweep.slurm.get("wrap"):
             lines.append(f"inside {sweep.slurm['wrap'][0]}, jobs need at the same paths: "
                          f"{', '.join(script.inside(sweep))}; and SLURM's squeue and scontrol, to "
                          "requeue stopped trials")

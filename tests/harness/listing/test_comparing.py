@@ -27,7 +27,7 @@ def test_runs_are_compared_over_the_seeds_that_both_have(make_run: MakeRun) -> N
         (differences,), lambda x: x.mean(), permutation_type="samples", n_resamples=1000)
     assert found.p == pytest.approx(reference.pvalue)
     assert verdict_lines(seeds, verdicts) == [
-        f"score over 6 seeds: A - B = {found.mean:+.4f}, better 6 times, worse 0 times, "
+        f"score over 6 seeds: A - B = {found.mean:+.4f}, higher 6 times, lower 0 times, "
         f"p = {found.p:.2g}: A and B differ"]
 
 

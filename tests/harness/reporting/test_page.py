@@ -66,7 +66,7 @@ def test_a_table_puts_numbers_right_and_marks_cells() -> None:
 
 def test_a_page_lets_the_browser_load_nothing_and_execute_its_own_scripts_alone() -> None:
     document = page.page("title", page.image(b"\xff\xd8", "photo"))
-    nothing = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    nothing = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'"
     assert policy_of(document) == nothing
     assert 'src="data:image/jpeg;base64,/9g="' in document
     scripts = ["first()", "second('ä')"]

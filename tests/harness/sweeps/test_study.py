@@ -1,6 +1,7 @@
 """A sweep as an Optuna study, read back by Optuna and compared with the run folders."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from harness.base.errors import UserError
 from harness.base.files import write_json
+from harness.base.locks import held_lock
 from harness.runs.run import Run
 from harness.sweeps.dimensions import Dimension
 from harness.sweeps.study import as_study, check_study_file, distribution, write_study
@@ -25,7 +27,7 @@ STATES = ("complete", "complete", "failed", "running", "stopped", "ended early")
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> SweepResults:
+def results(tmp_path: Path) -> Iterator[SweepResults]:
     """A sweep with a run of each state."""
     folder, trials = tmp_path / "tried", []
     for n, state in enumerate(STATES):
@@ -41,7 +43,8 @@ def results(tmp_path: Path) -> SweepResults:
             write_json(run.result_file, {"mAP": 0.5 + n, "size": 3.0} if n else {"mAP": 0.5})
     write_json(folder / "sweep.json", {"name": "tried", "metric": "mAP", "mode": "max",
                                        "trials": trials, "search": SEARCH})
-    return read_outcomes(folder)
+    with held_lock(folder / f"run{STATES.index('running')}" / "lock.json"):
+        yield read_outcomes(folder)
 
 
 def read_back(file: Path) -> optuna.Study:
@@ -128,6 +131,10 @@ def test_an_earlier_study_of_the_sweep_is_replaced_and_another_sweeps_is_not(
     for _ in range(2):
         write_study(results, file)
     assert len(read_back(file).trials) == len(STATES)
+    few = replace(results, outcomes=results.outcomes[:1])
+    for _ in range(2):
+        write_study(few, file)
+    assert len(read_back(file).trials) == 1
     with pytest.raises(UserError, match="delete this one"):
         check_study_file(file, tmp_path / "other")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["tried", "tried.journal"]

@@ -16,7 +16,7 @@ import yaml
 
 from harness.base.errors import UserError
 from harness.base.files import read_json, write_json
-from harness.reporting.ranking_table import ranking_table
+from harness.reporting.ranking_table import ranking_table, trial_label
 from harness.runs.run import Run
 from harness.sweeps import sweep_results
 from harness.sweeps.sweep_results import SweepResults
@@ -273,3 +273,16 @@ def test_points_that_left_the_sweep_file_rank_last_apart_and_do_not_become_the_b
     assert [one.mean for one in results.sound()] == [0.5, 0.4]
     remarks = ranking_table(results, {}).remarks
     assert any(line.endswith("other settings may differ: rank 3, 4.") for line in remarks)
+    assert sweep_results.unbeaten(results, ranked) == [True, False, False, False]
+    labels = [trial_label(one) for one in results.outcomes]
+    assert labels == ["a=1 seed=1", "a=2 seed=1", *2 * ["a=1 seed=1 (no longer in the file)"]]
+    assert [one.value for one in results.in_file.outcomes] == [0.5, 0.4]
+    table, _ = sweep_results.write_tables(results)
+    with table.open(newline="") as file:
+        assert [row["in_file"] for row in csv.DictReader(file)] == ["True"] * 2 + ["False"] * 2
+    best = sweep_results.write_best(results, without={})
+    assert best is not None
+    assert "# The best of 2 points " in best.read_text()
+    for name in (0, 1):
+        results.outcomes[name].run.result_file.unlink()
+    assert sweep_results.write_best(sweep_results.read_outcomes(tmp_path), without={}) is None

@@ -72,6 +72,12 @@ def test_what_enters_a_container_comes_before_python_and_its_variables_are_the_j
     assert found.startswith(f'--bind=its own a "b" `c` \\ it\'s {sys.executable} -u -m submitit')
 
 
+def test_no_words_before_python_are_no_container(toy: ModuleType, tmp_path: Path) -> None:
+    sweep = toy.make_sweep(tmp_path, {}, slurm={"wrap": []})
+    assert "inside" not in Slurm().describe(sweep, 1, None)
+    assert slurm.python_of(sweep) == shlex.quote(sys.executable)
+
+
 def test_the_paths_that_a_container_must_have_are_the_sweeps_the_configurations_and_pythons(
     toy: ModuleType, tmp_path: Path
 ) -> None:
