@@ -124,7 +124,7 @@ def main(
     refuse_without("--status, --dry-run or --follow", status or dry_run or follow, {"--all": every})
     refuse_without("--status", status, {"--json": as_json})
     if status and sweep is None and recipe is None and sweep_name is None:
-        return _list(overrides or [], as_json=as_json)
+        return _list(overrides or [], every=every, as_json=as_json)
     if doctor and sweep is None and recipe is None and sweep_name is None:
         recipe = "synthetic"  # any recipe; it is not run
     settings = [*(overrides or []), *([f"ray.address={ray_address}"] if ray_address else [])]
@@ -234,12 +234,12 @@ def _print_trials(
         console.print(part)
 
 
-def _list(overrides: list[str], *, as_json: bool) -> int:
+def _list(overrides: list[str], *, every: bool, as_json: bool) -> int:
     """List the runs and sweeps in the folder of runs."""
     place = build(Config, parse_overrides(overrides, text_fields(Config))).run
     from launch.runs import print_listing  # late: it is another command
 
-    print_listing([Path(place.runs)], as_json=as_json)
+    print_listing([Path(place.runs)], every=every, as_json=as_json)
     return 0
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from harness.base.machine import usable_cores
-from harness.runs.run import Run
 from harness.training import ranks
 from svll.base.feature_file import FeatureGroup, read_features
 from svll.base.records import Dataset, Int64, Records
@@ -20,7 +19,7 @@ from svll.data.staging import staged
 from svll.features.extract import FeatureTarget, Reader, encode_pair, encode_to_file
 from svll.features.feature_hashes import feature_key, file_hash
 from svll.models.trained_model import LoadedModel
-from svll.models.weights.load import model_from_file
+from svll.models.weights.load import model_from_file, weights_file
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +83,9 @@ def encode_tests(
         else:
             path = save.with_name(f"{save.stem}.{test.name}{save.suffix}") if number else save
             dtype, first = config.evaluation.feature_dtype, test.first_camera
-            file = Run(Path(weights)).weights_file if Path(weights).is_dir() else Path(weights)
-            key = feature_key(test.fingerprint, file_hash(file), config, reader, reader.batch,
-                              with_side, dtype)
+            loaded = file_hash(weights_file(weights))
+            key = feature_key(test.fingerprint, loaded, config, reader, reader.batch, with_side,
+                              dtype)
             target = FeatureTarget(path, test.name, str(weights), protocol, key, first, dtype)
             encode_to_file(target, *pair, reader, side, encode)
             groups = read_features(path).groups

@@ -74,7 +74,7 @@ class Conversion:
         if more:
             parts += ["", "Without counterpart; the result is the same:", *_rows(more, width)]
         if self.loud:
-            parts += ["", "Without counterpart; THE RESULT IS ANOTHER ONE:",
+            parts += ["", "No equivalent; THE RESULT WILL DIFFER:",
                       *(f"  {one}" for one in self.loud)]
         return "\n".join(parts) + "\n"
 
@@ -160,5 +160,5 @@ def _line(project: Project, key: str, theirs: Mapping[str, Any], where: str) -> 
     try:
         return Line(where, key, value, row.make(value, theirs))
     except (TypeError, ValueError, IndexError, KeyError, AttributeError, OverflowError) as error:
-        raise UserError(f"{where}: {key}: {value!r} is no value that {project.name} has here "
+        raise UserError(f"{where}: {key}: {value!r} is not a valid value in {project.name} "
                         f"({error}); its default is {row.default!r}") from None

@@ -26,7 +26,8 @@ LOSSES = {"CrossEntropyLoss": "stage2.id_weight", "TripletLoss": "stage2.triplet
 def _encoder(value: Any, theirs: Theirs) -> Made:
     depth = str(theirs.get("MODEL.BACKBONE.DEPTH", "")).removesuffix("x")
     if "vit" in str(value).lower():
-        return Made({"model.name": "ViT-B-16-quickgelu"}, is_loud=False)
+        other = f"of depth {depth}" if depth not in ("", "base") else ""
+        return Made({"model.name": "ViT-B-16-quickgelu"}, other, is_loud=bool(other))
     name = {"50": "RN50-quickgelu", "101": "RN101-quickgelu"}.get(depth)
     if "resnet" not in str(value).lower() or name is None:
         return Made(note="not an encoder of CLIP; see model.name", is_loud=True)

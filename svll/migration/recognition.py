@@ -37,7 +37,7 @@ def foreign(path: Path, value: Mapping[str, Any], lines: Mapping[str, int]) -> l
     log.info("%s is a configuration of %s and was converted (launch/train.py --recipe %s --dry-run "
              "shows each key)", path, found.project.name, path)
     for line in found.loud:
-        log.warning("the result is not that of %s: %s", found.project.name, line)
+        log.warning("the result will differ from %s: %s", found.project.name, line)
     return found.settings
 
 

@@ -43,7 +43,7 @@ class Extractor:
     """A trained model with its image preprocessing; it encodes `batch` images at a time."""
 
     def __init__(self, model: LoadedModel, *, batch: int = 64, name: str = "") -> None:
-        """name: what shows that model, such as its path."""
+        """name: shown in the repr, such as the path of the weights."""
         self.model, self.batch, self.name = model, batch, name
 
     def __repr__(self) -> str:

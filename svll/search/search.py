@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from harness.base.errors import UserError
 from harness.base.paths import shown
 from harness.images.pixels import Fault
-from harness.runs.run import Run
 from harness.training import ranks
 from harness.training.progress import counter
 from svll.data.readers.common import find_images
@@ -28,7 +27,7 @@ from svll.evaluation.engine.kernels import Extras
 from svll.evaluation.engine.matches import Matches
 from svll.evaluation.engine.products import Products
 from svll.models.extractor import Extractor
-from svll.models.weights.load import model_from_file
+from svll.models.weights.load import model_from_file, weights_file
 from svll.search.kept_features import Features, KeptFeatures, kept_file
 from svll.search.threshold import Threshold
 
@@ -115,8 +114,9 @@ def search(
     extractor = Extractor(model_from_file(weights, str(ranks.device())))
     kept = None
     if keep is not None:
-        source = Run(weights).weights_file if weights.is_dir() else weights
-        kept = KeptFeatures(kept_file(keep, gallery, source, extractor.model), others)
+        kept = KeptFeatures(
+            kept_file(keep, gallery, weights_file(weights), extractor.model), others
+        )
     is_one = others == paths
     queries = encode(extractor, paths, "encoding queries", kept if is_one else None)
     if threshold is not None:

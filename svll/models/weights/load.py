@@ -21,7 +21,7 @@ from svll.base.records import usual_first_camera
 from svll.config import RECIPES, Config
 from svll.data.datasets import trained_on
 from svll.data.side_labels import SideLabels, owner
-from svll.models.clip import TINY, empty_model, image_encoder, load_clip, model_config
+from svll.models.clip import TINY, TINY_WEIGHTS, empty_model, image_encoder, load_clip, model_config
 from svll.models.files.checkpoint import Kind, model_among, read_checkpoint
 from svll.models.files.openai_archive import is_archive
 from svll.models.files.state_dict import StateDict
@@ -36,6 +36,14 @@ PUBLISHED = Kind(
     ("image_encoder.", "base.patch_embed."),
     "weights of a run, image_encoder.* of CLIP-ReID or SVLL-ReID, or base.* of TransReID",
 )
+
+
+def weights_file(path: str | Path) -> Path:
+    """Return the file that `model_from_file` loads, which may not exist."""
+    if str(path) == TINY and not Path(path).exists():
+        return TINY_WEIGHTS
+    file = Path(expanded(str(path)))
+    return Run(file).weights_file if file.is_dir() else file
 
 
 def model_from_file(
@@ -53,9 +61,7 @@ def model_from_file(
     _check_device(device)
     if str(path) == TINY and not Path(path).exists():
         return _shipped().requires_grad_(False).eval().to(device)
-    file = Path(expanded(str(path)))
-    if file.is_dir():
-        file = Run(file).weights_file
+    file = weights_file(path)
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a weights file or a finished run's folder")
     if is_archive(file):

@@ -115,7 +115,7 @@ def test_what_cannot_be_kept_is_a_warning_with_its_line(
                     "TEST: {NECK_FEAT: before}\nDATALOADER: {SAMPLER: softmax_triplet}\n")
     config = built(str(file))
     assert config.stage2.lr == Config().stage2.lr  # not SGD's
-    told = [one.getMessage().removeprefix(f"the result is not that of CLIP-ReID: {file}, ")
+    told = [one.getMessage().removeprefix(f"the result will differ from CLIP-ReID: {file}, ")
             for one in caplog.records if one.levelno == logging.WARNING]
     assert told == [
         "line 3: MODEL.IF_WITH_CENTER: 'yes' has no counterpart: there is no centre loss",
@@ -138,7 +138,7 @@ def test_wrong_values_are_reported_with_file_line_and_both_keys(tmp_path: Path) 
     assert str(caught.value) == (f"{file}, line 4: SOLVER.STAGE2.BASE_LR: stage2.lr: expected a "
                                  "number, found 'fast'")
     file.write_text("MODEL: {NAME: RN50}\nINPUT: {SIZE_TRAIN: 256}\n")
-    with pytest.raises(UserError, match=r"yml, line 2: INPUT\.SIZE_TRAIN: 256 is no value"):
+    with pytest.raises(UserError, match=r"line 2: INPUT\.SIZE_TRAIN: 256 is not a valid value"):
         built(str(file))
 
 
@@ -187,6 +187,18 @@ def test_fast_reid_is_converted_with_the_file_that_it_extends(tmp_path: Path) ->
     assert shown is not None
     assert any("WARMUP_ITERS: 2000 has no counterpart: steps there" in one for one in shown.loud)
     assert any(one.startswith(f"{tmp_path}/Base.yml, line 10: ") for one in shown.loud)
+
+
+@pytest.mark.parametrize(("depth", "is_loud"), [("base", False), ("small", True), (None, False)])
+def test_a_transformer_of_fast_reid_that_is_no_base_is_reported(
+    depth: str | None, is_loud: bool, tmp_path: Path
+) -> None:
+    backbone = {"NAME": "build_vit_backbone", **({"DEPTH": depth} if depth else {})}
+    shown = read_foreign(written(tmp_path, {
+        "MODEL": {"BACKBONE": backbone}, "SOLVER": {"AMP": {"ENABLED": False}, "MAX_EPOCH": 60},
+    }))
+    assert shown is not None
+    assert any("of depth small" in one for one in shown.loud) is is_loud
 
 
 def test_torchreid_is_converted(tmp_path: Path) -> None:

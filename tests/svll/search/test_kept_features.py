@@ -103,6 +103,10 @@ def test_other_weights_and_other_galleries_have_other_files(
     encoded.clear()
     search(run.weights_file, gallery, gallery, keep=keep)  # the file itself instead of its run
     assert encoded == []
+    for count in (6, 0):
+        search(Path("svll-tiny"), gallery, gallery, keep=keep)
+        assert len(encoded) == count
+        encoded.clear()
 
 
 def test_a_damaged_file_is_told_in_one_line_and_made_again(
