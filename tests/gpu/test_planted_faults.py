@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from svll import losses, prompt_augmentation, stage1
@@ -56,7 +57,7 @@ def test_labels_that_are_not_sent(world: str, tmp_path: Path) -> None:
     sent = "to_device(batch.identities, own.device)"
     with (
         planted(stage1.PromptObjective.forward, sent, "batch.identities"),
-        refused(losses.supcon_loss, "log_p * positive"),
+        pytest.raises(ValueError, match="a are on cuda:0, labels_a on cpu; move them to one"),
     ):
         carry_out(tmp_path, f"data.root={world}", devices=1)
 

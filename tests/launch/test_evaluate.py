@@ -461,4 +461,4 @@ def test_no_nearest_image_and_an_empty_list_of_settings_are_refused(run, file, t
     assert status == 2
     assert "--top-k" in err
     status, _, err = run(file, "--rerank", "--k1", ",")
-    assert (status, err) == (1, "error: --k1 ,: expected integers, as in 20 or 10,20,30\n")
+    assert (status, err) == (2, "error: --k1 ,: expected integers, as in 20 or 10,20,30\n")

@@ -20,6 +20,8 @@ train --dry-run --recipe synthetic_tiny data.name=folder data.root=PATH/
 train --dry-run --recipe synthetic_tiny data.name=list 'data.roots={list: "PATH/"}'
 train --dry-run --recipe synthetic_tiny model.weights=PATH/w.pth
 train --recipe synthetic_tiny run.runs=PATH
+train --data PATH
+train --data no --extends PATH.yaml
 slurm --status --recipe PATH.yaml
 slurm --status --sweep PATH.yaml
 slurm --status --recipe synthetic_tiny model.weights=PATH/w.pth
@@ -51,13 +53,14 @@ search --weights w --query q --gallery g --threshold-from PATH
 report PATH
 report no --out PATH/o.html
 report no --ranked --root PATH
+report no --study PATH/s
 report no --ranked --query PATH
 export --weights PATH/w --out o.onnx
 export --weights w --out PATH/o.onnx
 export --weights w --out o.onnx --images PATH/
 """.strip().splitlines()
 """Commands that fail because of PATH, a file that is none of what they want."""
-NO_PATHS = ("k1", "k2", "weight", "ray_address", "size", "dataset")
+NO_PATHS = ("k1", "k2", "weight", "ray_address", "size", "dataset", "sweep_name")
 """Options with a text that is no path."""
 
 

@@ -293,7 +293,7 @@ def test_the_best_runs_ranked_lists_are_made_when_asked_for(
 ) -> None:
     status, _, told = call(sweep, "--query", "3")
     assert (status, told) == (
-        1, "error: --query without --ranked has no effect; add --ranked\n"
+        2, "error: --query without --ranked has no effect; add --ranked\n"
     )
     best = sweep / f"0.8-{SEEDS[0]}"  # the best point's first seed
     status, told, _ = call(sweep, "--ranked", "--query", "3", "--query", "query/5.jpg")

@@ -215,6 +215,7 @@ def test_mistakes_are_reported_together_and_nothing_starts(launch: Command, tmp_
         ((), "give either --sweep NAME (or FILE) or --recipe NAME"),
         (("--sweep", str(SWEEP), "--recipe", "synthetic"), "give either"),
         (("--sweep", str(SWEEP), "--status", "--cancel"), "choose one of --dry-run"),
+        (("--sweep-name", "mine", "--sweep", str(SWEEP)), "write name=NAME"),
     ],
 )
 def test_missing_options_and_such_as_do_not_go_together_are_wrong_usage(
@@ -236,7 +237,6 @@ def test_missing_options_and_such_as_do_not_go_together_are_wrong_usage(
                                                 "seed=1,2"),
         (("--sweep-name", "none", "--status"), "no such sweep in "),
         (("--sweep-name", "a/b"), "'a/b' must be a plain folder name"),
-        (("--sweep-name", "mine", "--sweep", str(SWEEP)), "write name=NAME"),
         (("--sweep-name", "mine", "--recipe", "synthetic", "data.validation=0", "stage2.lr=1,2"),
          "validation.mAP needs a validation part"),
         (("--sweep", str(SWEEP), "data.validation=0"), "validation.mAP needs a validation part"),
@@ -349,7 +349,7 @@ def test_the_status_of_a_sweep_is_told_as_json_too(launch: Command, tmp_path: Pa
     assert [(one["seed"], one["state"]) for one in found["trials"]] == [
         (1, "missing"), (2, "missing")]
     refused = launch(*recipe, "--json")
-    assert refused.status == 1
+    assert refused.status == 2
     assert "--json without --status has no effect" in refused.err
     missing = launch("--status")
     assert f"{tmp_path}/runs: no such folder" in missing.err
