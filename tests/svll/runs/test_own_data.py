@@ -148,6 +148,40 @@ def test_a_split_is_kept_and_may_be_edited(tmp_path: Path) -> None:
     assert own(other, f"run.runs={tmp_path / 'runs'}", "run.name=b").config.run.name == "b"
 
 
+def test_labels_that_changed_since_the_split_are_refused(tmp_path: Path) -> None:
+    place = images(tmp_path / "mine").with_suffix(".csv")
+
+    def listed(identity: str, camera: str, header: str = "path,identity,camera") -> None:
+        rows = [f"mine/{name},{name[3]}.0,{name[6]}"
+                for name in sorted(path.name for path in (tmp_path / "mine").iterdir())]
+        rows[1] = f"mine/0001_c1s1_2.jpg,{identity},{camera}"
+        place.write_text("\n".join([header, *rows]))
+
+    listed("1.0", "1")
+    file = Path(str(own(place).config.data.root))
+    own(place)
+    listed("1", "1")  # written in another way
+    own(place)
+    for identity, camera, said in (("2", "1", "identity 1 there, 2 now"),
+                                   ("1", "7", "camera 1 there, 7 now")):
+        listed(identity, camera)
+        with pytest.raises(UserError, match=rf"other labels than .*mine\.csv for 1 image, such as "
+                           rf".*0001_c1s1_2\.jpg \({said}\); delete the file to split again, add "
+                           r"run\.name=NAME .*--data /.*split\.csv"):
+            own(place)
+    assert own(place, "run.name=b").config.run.name == "b"
+    listed("1", "1", "path,identity,view")
+    with pytest.raises(UserError, match=r"for 24 images, .*camera 1 there, unknown now, view unk"):
+        own(place)
+    file.unlink()
+    own(place)
+    one = images(tmp_path / "one")
+    for image in one.iterdir():
+        image.rename(one / image.name.replace("_c2", "_c1"))
+    own(one)
+    own(one)  # its only camera is not in the split
+
+
 def test_a_list_with_a_split_is_used_as_it_is(tmp_path: Path) -> None:
     first = own(images(tmp_path / "mine"))
     again = own(Path(str(first.config.data.root)))
