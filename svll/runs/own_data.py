@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.base.errors import UserError
-from harness.base.files import check_writable
 from harness.base.machine import allotted_gpus
 from harness.base.paths import is_utf8, normal, shown, typed
 from harness.base.units import counted
@@ -122,8 +121,11 @@ def _list_of(place: Path, file: Path) -> tuple[Path, list[str]]:
         found = own_split.split(entries, own_split.Options())
     except UserError as error:
         raise UserError(f"{shown(place)}: {error}") from None
-    check_writable(file)
-    csv_list.write(file, found)
+    try:  # by each rank, the same
+        csv_list.write(file, found)
+    except OSError as error:
+        raise UserError(f"{shown(file)}: cannot be written: {error.strerror or error}; name "
+                        "another folder: run.runs=FOLDER") from None
     return file, [*story, f"Split by identity: {shown(file)} (edit it, or delete it to split "
                   "again; launch/data.py split draws other shares)"]
 

@@ -14,6 +14,8 @@ from harness.config.signature import signature
 from harness.config.sources import parse_overrides
 from harness.training import ranks
 from svll.config import RECIPES, Config
+from svll.data.readers import csv_list
+from svll.data.readers.csv_list import Entry
 from svll.runs.own_data import OwnRun, own_run
 from svll.runs.preflight import preflight
 from tests.svll.data.trees import picture
@@ -180,6 +182,36 @@ def test_labels_that_changed_since_the_split_are_refused(tmp_path: Path) -> None
         image.rename(one / image.name.replace("_c2", "_c1"))
     own(one)
     own(one)  # its only camera is not in the split
+
+
+def test_ranks_that_split_at_once_write_the_same_list_and_remove_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, texts = images(tmp_path / "mine"), []
+
+    def write_after_another_rank(file: Path, entries: list[Entry]) -> None:
+        monkeypatch.setattr(csv_list, "write", write)
+        texts.append(Path(str(own(place).config.data.root)).read_text())
+        write(file, entries)
+        texts.append(file.read_text())
+
+    def rmdir(folder: Path) -> None:
+        raise AssertionError(f"{folder}: another rank may be about to write there")
+
+    write = csv_list.write
+    monkeypatch.setattr(csv_list, "write", write_after_another_rank)
+    monkeypatch.setattr(Path, "rmdir", rmdir)
+    own(place)
+    assert len(texts) == 2
+    assert texts[0] == texts[1]
+    assert [path.name for path in (tmp_path / "runs" / "mine").iterdir()] == ["split.csv"]
+
+
+def test_a_split_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    place = images(tmp_path / "mine")
+    (tmp_path / "runs").touch()
+    with pytest.raises(UserError, match=r"split\.csv: cannot be written: .*: run\.runs=FOLDER"):
+        own(place)
 
 
 def test_a_list_with_a_split_is_used_as_it_is(tmp_path: Path) -> None:
