@@ -125,7 +125,7 @@ def _of_folders(root: Path, names: Sequence[str], skipped: list[str]) -> list[En
     common.log_skipped(root, skipped)
     if empty := sorted(set(identities.values()) - {entry.identity for entry in entries}):
         log.warning("%s: %d folders have no images (%s)", root, len(empty), examples(empty))
-    cameras = [_camera(entry.path) for entry in entries]
+    cameras = [_camera(root, entry.path) for entry in entries]
     strange = [e.path for e, camera in zip(entries, cameras, strict=True) if camera is None]
     if not strange:
         return [replace(e, camera=camera) for e, camera in zip(entries, cameras, strict=True)]
@@ -142,11 +142,14 @@ def _of_folders(root: Path, names: Sequence[str], skipped: list[str]) -> list[En
     return entries
 
 
-def _camera(path: str) -> str | None:
-    """Return the camera in an image's name, or the number in that of its folder."""
+def _camera(root: Path, path: str) -> str | None:
+    """Return the camera in an image's name, or the number in that of its folder, unless that is
+    the identity's."""
     folder, name = os.path.split(path)
     if label := common.parse_name(name):
         return str(label[1])
+    if Path(folder).parent == root:
+        return None
     match = CAMERA_FOLDER.fullmatch(os.path.basename(folder))
     return str(int(match[1])) if match else None
 

@@ -6,12 +6,11 @@ edit it. The run reads that list like any other dataset.
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.base.errors import UserError
-from harness.base.files import check_writable
 from harness.base.machine import allotted_gpus
 from harness.base.paths import is_utf8, normal, shown, typed
 from harness.base.units import counted
@@ -23,9 +22,9 @@ from svll.base.records import PARTS, Dataset, Records
 from svll.config import RECIPES, Config
 from svll.data import own_split
 from svll.data.own_split import CAMERA_FOLDER
-from svll.data.readers import csv_list
+from svll.data.readers import csv_list, labels
 from svll.data.readers.common import EXAMPLE, examples, is_hidden
-from svll.data.readers.csv_list import Entry
+from svll.data.readers.csv_list import LABELS, Entry
 from svll.data.side_labels import known_sie
 from svll.runs.preflight import quietly
 
@@ -122,8 +121,11 @@ def _list_of(place: Path, file: Path) -> tuple[Path, list[str]]:
         found = own_split.split(entries, own_split.Options())
     except UserError as error:
         raise UserError(f"{shown(place)}: {error}") from None
-    check_writable(file)
-    csv_list.write(file, found)
+    try:  # by each rank, the same
+        csv_list.write(file, found)
+    except OSError as error:
+        raise UserError(f"{shown(file)}: cannot be written: {error.strerror or error}; name "
+                        "another folder: run.runs=FOLDER") from None
     return file, [*story, f"Split by identity: {shown(file)} (edit it, or delete it to split "
                   "again; launch/data.py split draws other shares)"]
 
@@ -155,17 +157,43 @@ def _refuse_other_layouts(place: Path) -> None:
 
 def _again(place: Path, entries: Sequence[Entry], file: Path) -> str:
     """Return a sentence on the split of an earlier call; refuse one of other images."""
-    listed = {entry.path for entry in csv_list.read(file)}
-    found = {os.path.abspath(entry.path) for entry in entries}
-    if gone := sorted(listed - found):
+    listed = {entry.path: entry for entry in csv_list.read(file)}
+    found = {os.path.abspath(entry.path): entry for entry in entries}
+    if gone := sorted(listed.keys() - found.keys()):
         raise UserError(f"{shown(file)}, an earlier split, lists {counted(len(gone), 'image')} "
                         f"that {shown(place)} does not have, such as {shown(gone[0])}; remove "
                         "these lines, delete the file to split again, or add run.name=NAME for a "
                         "separate split")
-    new = len(found - listed)
+    before, now = _labels(listed), _labels({path: found[path] for path in listed})
+    if other := sorted(path for path in listed if before[path] != now[path]):
+        raise UserError(f"{shown(file)}, an earlier split, has other labels than {shown(place)} "
+                        f"for {counted(len(other), 'image')}, such as {shown(other[0])} "
+                        f"({_differing(before[other[0]], now[other[0]])}); delete the file to "
+                        "split again, add run.name=NAME for a separate split, or use the file's "
+                        f"own labels: --data {typed(file)}")
+    new = len(found.keys() - listed.keys())
     return f"Split by {shown(file)}, which is there already" + (
         f"; {counted(new, 'image is', 'images are')} not in it and not used (delete it to split "
         "again)" if new else "")
+
+
+def _labels(entries: Mapping[str, Entry]) -> dict[str, list[str | None]]:
+    """Return each image's labels by its path, as a split has them: without the only camera, and
+    with the digits of whole numbers."""
+    cameras = {entry.camera for entry in entries.values()}
+    return {
+        path: [
+            None if text is None or (column == "camera" and len(cameras) == 1) else
+            labels.whole(text) or text.strip()
+            for column, text in ((column, getattr(entry, column)) for column in LABELS)
+        ] for path, entry in entries.items()
+    }
+
+
+def _differing(before: Sequence[str | None], now: Sequence[str | None]) -> str:
+    """Return which labels of an image differ, and how."""
+    return ", ".join(f"{column} {old or 'unknown'} there, {new or 'unknown'} now"
+                     for column, old, new in zip(LABELS, before, now, strict=True) if old != new)
 
 
 # --- the settings ---

@@ -193,6 +193,25 @@ def test_folders_of_cameras_below_identities_tell_the_camera(tmp_path: Path) -> 
         collect(tmp_path)
 
 
+def test_an_identity_named_like_a_camera_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("c1", "c2", "cam1", "camera 4"):
+        for number in range(2):
+            picture(tmp_path / name / f"{number}.jpg")
+    monkeypatch.chdir(tmp_path)
+    for root in (tmp_path, Path()):
+        found = {(entry.identity, entry.camera) for entry in collect(root)}
+        assert found == {("c1", None), ("c2", None), ("cam1", None), ("camera 4", None)}
+    write_split(tmp_path, tmp_path / "out.csv", NO_VALIDATION)
+    assert csv_list.load(tmp_path / "out.csv").protocol == "all_gallery"
+    for folder in Path().glob("c*/"):
+        (folder / "c7").mkdir()
+        for image in folder.glob("*.jpg"):
+            image.rename(folder / "c7" / image.name)
+    assert {entry.camera for entry in collect(tmp_path)} == {"7"}
+
+
 def test_a_flat_folder_is_read_by_its_names_without_junk(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

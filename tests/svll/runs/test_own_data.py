@@ -14,6 +14,8 @@ from harness.config.signature import signature
 from harness.config.sources import parse_overrides
 from harness.training import ranks
 from svll.config import RECIPES, Config
+from svll.data.readers import csv_list
+from svll.data.readers.csv_list import Entry
 from svll.runs.own_data import OwnRun, own_run
 from svll.runs.preflight import preflight
 from tests.svll.data.trees import picture
@@ -146,6 +148,70 @@ def test_a_split_is_kept_and_may_be_edited(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"add run\.name=NAME for a separate split"):
         own(other, f"run.runs={tmp_path / 'runs'}")
     assert own(other, f"run.runs={tmp_path / 'runs'}", "run.name=b").config.run.name == "b"
+
+
+def test_labels_that_changed_since_the_split_are_refused(tmp_path: Path) -> None:
+    place = images(tmp_path / "mine").with_suffix(".csv")
+
+    def listed(identity: str, camera: str, header: str = "path,identity,camera") -> None:
+        rows = [f"mine/{name},{name[3]}.0,{name[6]}"
+                for name in sorted(path.name for path in (tmp_path / "mine").iterdir())]
+        rows[1] = f"mine/0001_c1s1_2.jpg,{identity},{camera}"
+        place.write_text("\n".join([header, *rows]))
+
+    listed("1.0", "1")
+    file = Path(str(own(place).config.data.root))
+    own(place)
+    listed("1", "1")  # written in another way
+    own(place)
+    for identity, camera, said in (("2", "1", "identity 1 there, 2 now"),
+                                   ("1", "7", "camera 1 there, 7 now")):
+        listed(identity, camera)
+        with pytest.raises(UserError, match=rf"other labels than .*mine\.csv for 1 image, such as "
+                           rf".*0001_c1s1_2\.jpg \({said}\); delete the file to split again, add "
+                           r"run\.name=NAME .*--data /.*split\.csv"):
+            own(place)
+    assert own(place, "run.name=b").config.run.name == "b"
+    listed("1", "1", "path,identity,view")
+    with pytest.raises(UserError, match=r"for 24 images, .*camera 1 there, unknown now, view unk"):
+        own(place)
+    file.unlink()
+    own(place)
+    one = images(tmp_path / "one")
+    for image in one.iterdir():
+        image.rename(one / image.name.replace("_c2", "_c1"))
+    own(one)
+    own(one)  # its only camera is not in the split
+
+
+def test_ranks_that_split_at_once_write_the_same_list_and_remove_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, texts = images(tmp_path / "mine"), []
+
+    def write_after_another_rank(file: Path, entries: list[Entry]) -> None:
+        monkeypatch.setattr(csv_list, "write", write)
+        texts.append(Path(str(own(place).config.data.root)).read_text())
+        write(file, entries)
+        texts.append(file.read_text())
+
+    def rmdir(folder: Path) -> None:
+        raise AssertionError(f"{folder}: another rank may be about to write there")
+
+    write = csv_list.write
+    monkeypatch.setattr(csv_list, "write", write_after_another_rank)
+    monkeypatch.setattr(Path, "rmdir", rmdir)
+    own(place)
+    assert len(texts) == 2
+    assert texts[0] == texts[1]
+    assert [path.name for path in (tmp_path / "runs" / "mine").iterdir()] == ["split.csv"]
+
+
+def test_a_split_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    place = images(tmp_path / "mine")
+    (tmp_path / "runs").touch()
+    with pytest.raises(UserError, match=r"split\.csv: cannot be written: .*: run\.runs=FOLDER"):
+        own(place)
 
 
 def test_a_list_with_a_split_is_used_as_it_is(tmp_path: Path) -> None:
