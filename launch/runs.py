@@ -284,7 +284,7 @@ def rm(
     yes: Yes = False, runs: RunsFolder = RUNS,
 ) -> int:
     """Remove runs or sweeps: never one that is running or waits, and no other folder."""
-    targets = list(dict.fromkeys(folders.named(name, runs) for name in names))
+    targets = removing.outermost(folders.named(name, runs) for name in names)
     count = sum(len(removing.check_removable(folder)) for folder in targets)
     typer.echo(f"{counted(count, 'run')}, {in_bytes(size_of(*targets))}:")
     for folder in targets:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from harness.base.errors import UserError
-from harness.base.paths import normal
 
 Kind = Literal["run", "sweep"]
 SIGNATURE = re.compile(r"(pbt-(\d+-)?)?[0-9a-f]{12}")
@@ -95,8 +94,10 @@ def named(word: str, runs: Path) -> Path:
     path = Path(word)
     if os.path.lexists(path):
         if path.is_dir() and look_at(path):
+            if path.name in ("", ".."):
+                return path.resolve()
             has_names = path.parent.name and ".." not in path.parts
-            return path if has_names else Path(normal(word))
+            return path if has_names else path.parent.resolve() / path.name
         inside = [one.folder for one in find(path)] if path.is_dir() else []
         more = f"; it has {_listed(inside)}" if inside else ""
         raise UserError(f"{path}: neither a run's folder nor a sweep's{more}")
