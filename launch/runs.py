@@ -315,9 +315,9 @@ def prune(
     Shared files (stage 1, drawn data) are made again when a run needs them.
     """
     where = folder or [RUNS]
-    found, open_runs = reclaimable(where)
+    found, unfinished = reclaimable(where)
     for one in where:
-        add_shared(one, open_runs, found)
+        add_shared(one, unfinished, found)
     freed = _print_reclaim(found, show_paths=dry_run)
     if dry_run or not freed:
         return 0
