@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,23 +61,30 @@ def command(
     return declare
 
 
-def subcommand(app: typer.Typer) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare a function, whose docstring is its help, as a command of an app."""
+def subcommand(
+    app: typer.Typer, as_given: Collection[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare a function, whose docstring is its help, as a command of an app. as_given: parameters
+    with text of the user's, in which `~` and `$` mean nothing."""
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
         lines = (function.__doc__ or "").splitlines()
         text = "\n".join(line.removeprefix("    ") for line in lines)
-        return app.command(help=as_typed(text), epilog=EXIT_STATUS)(_with_paths(function))
+        declared = app.command(help=as_typed(text), epilog=EXIT_STATUS)
+        return declared(_with_paths(function, as_given))
 
     return declare
 
 
-def _with_paths(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Expand `~` and `$VARIABLE` in a command's paths."""
+def _with_paths(
+    function: Callable[..., Any], as_given: Collection[str] = ()
+) -> Callable[..., Any]:
+    """Expand `~` and `$VARIABLE` in a command's paths; as_given: parameters that hold none."""
 
     @wraps(function)
     def command(**values: Any) -> Any:
-        return function(**{name: _path(value) for name, value in values.items()})
+        return function(**{name: value if name in as_given else _path(value)
+                           for name, value in values.items()})
 
     return command
 

@@ -15,6 +15,7 @@ loss_weights/0a1b, a sweep by its folder or its name.
 
 import json
 import math
+import re
 import sys
 import time
 from datetime import datetime
@@ -84,7 +85,7 @@ def main() -> None:
     run(app)
 
 
-@subcommand(app)
+@subcommand(app, as_given=("name", "tag"))
 def ls(
     folder: Annotated[list[Path] | None, typer.Argument(
         help="Folders of runs, or runs and sweeps by name. [default: runs]")] = None,
@@ -139,13 +140,16 @@ def _since(text: str | None) -> float:
     """Return the moment that a text names, in seconds since 1970."""
     if text is None:
         return -math.inf
-    if span := minutes(text):
+    is_month = re.fullmatch(r"\d{4}-\d{1,2}", text)  # to `minutes`, days and hours
+    if not is_month and not text.isdigit() and (span := minutes(text)):
         return time.time() - 60 * span
     try:
-        return datetime.fromisoformat(text).timestamp()
+        if not text.isdigit():
+            return datetime.fromisoformat(f"{text}-01" if is_month else text).timestamp()
     except ValueError:
-        raise UserError(f"--since: {text!r} is neither a time such as 90m, 12h or 2d nor a date "
-                        "such as 2025-12-31") from None
+        pass
+    raise UserError(f"--since: {text!r} is neither a time such as 90m, 12h or 2d nor a date such "
+                    "as 2025-12-31 or 2025-12")
 
 
 # --- one run or two ---
@@ -247,7 +251,7 @@ def _settings(one: Run) -> dict[str, object]:
 # --- notes ---
 
 
-@subcommand(app)
+@subcommand(app, as_given=("words",))
 def tag(
     name: Word,
     words: Annotated[list[str], typer.Argument(help="Tags, such as baseline.")],
@@ -260,7 +264,7 @@ def tag(
     return 0
 
 
-@subcommand(app)
+@subcommand(app, as_given=("text",))
 def note(
     name: Word,
     text: Annotated[str | None, typer.Argument(
@@ -284,7 +288,7 @@ def rm(
     yes: Yes = False, runs: RunsFolder = RUNS,
 ) -> int:
     """Remove runs or sweeps: never one that is running or waits, and no other folder."""
-    targets = list(dict.fromkeys(folders.named(name, runs) for name in names))
+    targets = removing.outermost(folders.named(name, runs) for name in names)
     count = sum(len(removing.check_removable(folder)) for folder in targets)
     typer.echo(f"{counted(count, 'run')}, {in_bytes(size_of(*targets))}:")
     for folder in targets:
@@ -311,9 +315,9 @@ def prune(
     Shared files (stage 1, drawn data) are made again when a run needs them.
     """
     where = folder or [RUNS]
-    found, open_runs = reclaimable(where)
+    found, unfinished = reclaimable(where)
     for one in where:
-        add_shared(one, open_runs, found)
+        add_shared(one, unfinished, found)
     freed = _print_reclaim(found, show_paths=dry_run)
     if dry_run or not freed:
         return 0

@@ -35,13 +35,14 @@ def write_summary(sweep: Sweep) -> None:
 
 
 def _listed_before(sweep_folder: Path) -> list[dict[str, Any]]:
-    """Return the trials in sweep.json; none where it is missing or damaged."""
+    """Return the trials in sweep.json, without odd ones; none where it is missing or damaged."""
     try:
-        trials = [dict(trial) for trial in read_json(sweep_folder / "sweep.json")["trials"]]
-        return [trial for trial in trials if NAME.fullmatch(trial["signature"])
-                and isinstance(trial.get("dropped", 0), int)]
+        trials = list(read_json(sweep_folder / "sweep.json")["trials"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
+    return [trial for trial in trials if isinstance(trial, dict)
+            and isinstance(name := trial.get("signature"), str) and NAME.fullmatch(name)
+            and isinstance(trial.get("dropped", 0), int)]
 
 
 def summary(sweep: Sweep, trials: Iterable[Trial]) -> dict[str, Any]:

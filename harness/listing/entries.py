@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -122,21 +122,30 @@ def run_entry(found: Found, metric: Metric) -> Entry:
     run, faults = Run(found.folder), [found.fault]
     state = "unreadable" if found.fault else state_of(run)
     status: dict[str, Any] = {}
-    notes, numbers = Notes(), dict[str, float]()
+    numbers = dict[str, float]()
     try:
         status = run.status()
         faults.append(str(status.get("error", "")) if state == "failed" else "")
         if not run.config_file.exists():
             faults.append("config.yaml is missing")
         numbers = _numbers(run, metric, is_complete=state == "complete")
-        notes = read_notes(run.folder)
     except (UserError, OSError) as error:
         faults.append(str(error))
         state = "unreadable"
+    notes, notes_fault = _notes(run.folder)
+    faults.append(notes_fault)
     key = next((key for key in (metric.key, metric.instead) if key in numbers), "")
     fault = next((" ".join(fault.split()) for fault in faults if fault), "")
     return Entry(run.folder, "run", state, key, numbers.get(key), _changed(run.folder, status),
                  size_of(run.folder), notes, fault)
+
+
+def _notes(folder: Path) -> tuple[Notes, str]:
+    """Return the notes on a folder, and what is wrong with their file."""
+    try:
+        return read_notes(folder), ""
+    except UserError as error:
+        return Notes(), str(error)
 
 
 class _Sweep(NamedTuple):
@@ -209,18 +218,14 @@ def _sweep_entry(folder: Path, runs: Sequence[Entry], sweep: _Sweep) -> Entry:
     values = [one.value for one in runs
               if one.state == "complete" and one.value is not None and one.metric == metric.key
               and one.in_file]
-    notes = Notes()
-    try:
-        notes = read_notes(folder)
-    except UserError as error:
-        fault = fault or str(error)
+    notes, notes_fault = _notes(folder)
     inside = {one.folder for one in runs}
     others = [path for path in _inside(folder) if path not in inside]
     return Entry(
         folder, "sweep", ", ".join(f"{count} {state}" for state, count in counts.most_common()),
         metric.key, (min if metric.mode == "min" else max)(values, default=None),
         max((one.changed for one in runs), default=_changed(folder, {})),
-        sum(one.size for one in runs) + size_of(*others), notes, fault, len(runs),
+        sum(one.size for one in runs) + size_of(*others), notes, fault or notes_fault, len(runs),
     )
 
 
@@ -245,21 +250,30 @@ class Wanted:
     since: float = -math.inf
     """Only runs that changed later, in seconds since 1970."""
 
-    def holds(self, one: Entry) -> bool:
+    def holds(self, one: Entry, sweeps: Collection[Path] = ()) -> bool:
+        """Return whether a run is wanted. sweeps: those with one of the tags, which their runs
+        share."""
         return ((not self.states or one.state in self.states)
                 and (not self.names or any(fnmatch(one.name, f"*{pattern}*")
                                            for pattern in self.names))
-                and (not self.tags or bool({*self.tags} & {*one.notes.tags}))
+                and (not self.tags or one.folder.parent in sweeps or self.has_tag(one))
                 and one.changed >= self.since)
+
+    def has_tag(self, one: Entry) -> bool:
+        """Return whether a run or a sweep has one of the tags."""
+        return bool({*self.tags} & {*one.notes.tags})
 
 
 def chosen(entries: Sequence[Entry], wanted: Wanted) -> list[Entry]:
-    """Return the runs that are wanted, and the sweeps that have one."""
+    """Return the runs that are wanted, and the sweeps that have one or, where only tags are wanted,
+    a tag."""
     if wanted == Wanted():
         return list(entries)
-    runs = [one for one in entries if one.kind == "run" and wanted.holds(one)]
-    parents = {one.folder.parent for one in runs}
-    kept = {one.folder for one in runs} | parents
+    tagged = {one.folder for one in entries if one.kind == "sweep" and wanted.has_tag(one)}
+    runs = [one for one in entries if one.kind == "run" and wanted.holds(one, tagged)]
+    kept = {one.folder for one in runs} | {one.folder.parent for one in runs}
+    if wanted == Wanted(tags=wanted.tags):
+        kept |= tagged
     return [one for one in entries if one.folder in kept]
 
 

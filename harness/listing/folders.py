@@ -47,10 +47,10 @@ def find(folder: Path, depth: int = DEPTH) -> Iterator[Found]:
     if not folder.is_dir():
         raise UserError(f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; name a "
                         "folder of runs")
-    yield from _find(folder, depth)
+    yield from _find(folder, folder.resolve().name, depth)
 
 
-def _find(folder: Path, depth: int) -> Iterator[Found]:
+def _find(folder: Path, own_name: str, depth: int) -> Iterator[Found]:
     try:
         with os.scandir(folder) as entries:
             inside = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
@@ -58,14 +58,14 @@ def _find(folder: Path, depth: int) -> Iterator[Found]:
         if not isinstance(error, FileNotFoundError):
             yield Found(folder, "run", error.strerror or "cannot be read")
         return
-    if _is_run(folder.name, inside):
+    if _is_run(own_name, inside):
         yield Found(folder, "run")
         return
     if SWEEP_FILE in inside:
         yield Found(folder, "sweep")
     for name in sorted(inside) if depth else ():
         if inside[name] and not name.startswith("."):
-            yield from _find(folder / name, 1 if name in INNER and depth > 1 else depth - 1)
+            yield from _find(folder / name, name, 1 if name in INNER and depth > 1 else depth - 1)
 
 
 def _is_run(name: str, inside: Iterable[str]) -> bool:
@@ -85,7 +85,8 @@ def look_at(folder: Path) -> Kind | None:
 
 def named(word: str, runs: Path) -> Path:
     """Return the folder of the run or sweep that a word means: a path, the name of a sweep, or the
-    beginning of a signature, such as 0a1b or loss_weights/0a1b.
+    beginning of a signature, such as 0a1b or loss_weights/0a1b. A path that does not tell the
+    names of the folder and its parent, such as `.`, is made absolute.
 
     runs: where names and signatures are looked for. Raises UserError, which names the nearest, for
     a word that means none or several.
@@ -93,7 +94,10 @@ def named(word: str, runs: Path) -> Path:
     path = Path(word)
     if os.path.lexists(path):
         if path.is_dir() and look_at(path):
-            return path
+            if path.name in ("", ".."):
+                return path.resolve()
+            has_names = path.parent.name and ".." not in path.parts
+            return path if has_names else path.parent.resolve() / path.name
         inside = [one.folder for one in find(path)] if path.is_dir() else []
         more = f"; it has {_listed(inside)}" if inside else ""
         raise UserError(f"{path}: neither a run's folder nor a sweep's{more}")
@@ -105,7 +109,8 @@ def named(word: str, runs: Path) -> Path:
                         "another folder of runs with --runs")
     every = [one.folder for one in find(places[0])]
     exact = [one for one in every if one.name == start]
-    found = exact or [one for one in every if one.name.startswith(start)]
+    found = exact or [one for one in every
+                      if SIGNATURE.fullmatch(one.name) and one.name.startswith(start)]
     if len(found) == 1:
         return found[0]
     if found:

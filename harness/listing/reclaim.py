@@ -6,6 +6,7 @@ A run that is not complete needs all that it has: the same command resumes it.
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from harness.base.errors import UserError
@@ -32,8 +33,11 @@ class Spare:
     kind: str
     folder: Path
     """The sweep, the run or the folder of shared files that they are in."""
+    paths: list[Path]
+    """What was found, and is shown to the user."""
     find: Callable[[], list[Path]]
-    """Called again under the lock before anything is deleted."""
+    """Called under the lock before anything is deleted; only what it still returns is deleted. A
+    UserError says why nothing is."""
     lock: Path | None = None
     """Held while they are deleted, so that nothing begins to use them."""
 
@@ -44,10 +48,12 @@ class Reclaim:
 
     spares: list[Spare]
     kept: list[str]
+    folders: Sequence[Path] = ()
+    """Where runs were looked for."""
 
     def paths(self, kind: str) -> list[Path]:
-        """Return the files and folders of a kind that can be deleted now."""
-        return [path for one in self.spares if one.kind == kind for path in one.find()]
+        """Return the files and folders of a kind that can be deleted."""
+        return [path for one in self.spares if one.kind == kind for path in one.paths]
 
     def table(self) -> list[tuple[str, int, int]]:
         """Return a row for each kind: the kind, how many files or folders, and the bytes."""
@@ -59,7 +65,7 @@ class Reclaim:
 
     def bytes(self) -> int:
         """Return the bytes that deleting all of it frees."""
-        return freed_by(path for one in self.spares for path in one.find())
+        return freed_by(path for one in self.spares for path in one.paths)
 
     def delete(self) -> list[str]:
         """Delete all of it; return what could not be deleted, a line each."""
@@ -67,7 +73,7 @@ class Reclaim:
         for one in self.spares:
             try:
                 with _held(one):
-                    for path in one.find():
+                    for path in sorted({*one.paths}.intersection(one.find())):
                         remove(path)
             except (OSError, UserError) as error:
                 faults.append(f"{one.folder}: {one.kind}: {error}")
@@ -77,10 +83,9 @@ class Reclaim:
 def reclaimable(folders: Iterable[Path]) -> tuple[Reclaim, list[Run]]:
     """Return what can be deleted in folders of runs, and the runs there that are not complete.
     Raises UserError for a folder that does not exist."""
-    found = {one.folder: one for folder in folders for one in find(folder)}
-    runs = [Run(one.folder) for one in found.values() if one.kind == "run"]
-    states = {run.folder: state_of(run) for run in runs}
-    result = Reclaim([], [])
+    result = Reclaim([], [], [*folders])
+    states = _states(result.folders)
+    runs = [Run(folder) for folder in states]
     for parent in dict.fromkeys(run.folder.parent for run in runs):
         if jobs_folder(parent).is_dir():
             _of_sweep(parent, result)
@@ -88,6 +93,17 @@ def reclaimable(folders: Iterable[Path]) -> tuple[Reclaim, list[Run]]:
         if states[run.folder] == "complete":
             _of_run(run, result)
     return result, [run for run in runs if states[run.folder] not in ENDED]
+
+
+def open_runs(folders: Iterable[Path]) -> list[Run]:
+    """Return the runs in folders that are not complete now."""
+    return [Run(folder) for folder, state in _states(folders).items() if state not in ENDED]
+
+
+def _states(folders: Iterable[Path]) -> dict[Path, str]:
+    """Return the state of each run in folders, by its folder."""
+    found = {one.folder: one for folder in folders for one in find(folder)}
+    return {one.folder: state_of(Run(one.folder)) for one in found.values() if one.kind == "run"}
 
 
 def said(runs: Sequence[Run], what: str) -> list[str]:
@@ -102,16 +118,14 @@ def said(runs: Sequence[Run], what: str) -> list[str]:
 def _of_sweep(folder: Path, result: Reclaim) -> None:
     """Add the job folders and the frozen code of a sweep that nothing needs."""
     try:
-        unneeded(folder, days=0)
+        found = unneeded(folder, days=0)
     except (UserError, OSError) as error:  # a scheduler that is silent, another user's sweep
         result.kept.append(f"{folder}: frozen code and job folders stay: {error}")
         return
     for kind, inner in (("job folders", "jobs"), ("frozen code", "code")):
-        def of_kind(inner: str = inner) -> list[Path]:
-            return [path for path in unneeded(folder, days=0) if path.parent.name == inner]
-
-        if of_kind():
-            result.spares.append(Spare(kind, folder, of_kind, folder / LAUNCH_LOCK))
+        if paths := [path for path in found if path.parent.name == inner]:
+            again = partial(unneeded, folder, days=0)
+            result.spares.append(Spare(kind, folder, paths, again, folder / LAUNCH_LOCK))
 
 
 def _of_run(run: Run, result: Reclaim) -> None:
@@ -129,7 +143,8 @@ def _of_run(run: Run, result: Reclaim) -> None:
     def checkpoints() -> list[Path]:
         return [run.checkpoints] if run.is_complete() and run.checkpoints.is_dir() else []
 
-    result.spares.append(Spare("checkpoints", run.folder, checkpoints, run.lock_file))
+    result.spares.append(
+        Spare("checkpoints", run.folder, checkpoints(), checkpoints, run.lock_file))
 
 
 def _held(spare: Spare) -> AbstractContextManager[None]:

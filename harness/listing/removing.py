@@ -1,7 +1,7 @@
 """Removal of runs and sweeps: never of one that is running or waits, never of other folders, never
 through a link."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,13 +26,17 @@ SWEEP_FILES = (
 
 def check_removable(folder: Path, places: Places | None = None) -> list[Run]:
     """Return the runs that go with a run's or a sweep's folder. Raises UserError for other folders,
-    for a link, and for runs that are running or wait."""
+    for a link, for what cannot be read, and for runs that are running or wait."""
     if folder.is_symlink():
         raise UserError(f"{folder}: is a link; name the folder that it leads to")
     kind = look_at(folder)
     if kind is None:
         raise UserError(f"{folder}: neither a run's folder nor a sweep's; nothing was removed")
-    runs = [Run(one.folder) for one in find(folder, 1) if one.kind == "run"]
+    inside = list(find(folder, 1))
+    for one in inside:
+        if one.fault:
+            raise UserError(f"{one.folder}: {one.fault}; nothing was removed")
+    runs = [Run(one.folder) for one in inside if one.kind == "run"]
     for run in runs:
         if is_in_use(run):
             raise UserError(f"{run.folder}: is running; end it first (launch/slurm.py --cancel, or "
@@ -62,12 +66,20 @@ def _waiting(
     return living_jobs({name: found for name, found in own.items() if found}, places)
 
 
+def outermost(folders: Iterable[Path]) -> list[Path]:
+    """Return each of these folders of runs and sweeps once, without the runs of a sweep among them.
+    """
+    places = {one.parent.resolve() / one.name: one for one in folders}
+    return [one for place, one in places.items()
+            if place.parent not in places or look_at(one) != "run"]
+
+
 def remove_all(folder: Path) -> list[Path]:
     """Remove a run's or a sweep's folder; return what it held besides, which stays. Raises
     UserError as `check_removable` does."""
-    runs = check_removable(folder)
+    check_removable(folder)
     if look_at(folder) == "run":
-        _remove_run(runs[0])
+        _remove_run(Run(folder))
         return []
     with _nobody_writes(folder / LAUNCH_LOCK):
         for run in check_removable(folder):

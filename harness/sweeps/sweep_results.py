@@ -277,7 +277,7 @@ def words_of(runs: Path, name: str) -> list[str]:
     file = runs / name / "sweep.json"
     try:
         record = at_type(read_json(file), dict[str, Any])
-        words = at_type(record.get("words", []), list[str])
+        words, recipes = (at_type(record.get(key, []), list[str]) for key in ("words", "recipes"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"--sweep-name {name}: no such sweep in {runs.absolute()}; a new one needs "
                         "--recipe NAME and its settings") from None
@@ -285,8 +285,11 @@ def words_of(runs: Path, name: str) -> list[str]:
         raise UserError(f"{file}: cannot be read: {error!r}; give --recipe and the settings "
                         "again") from None
     if not words:
-        raise UserError(f"--sweep-name {name}: this sweep has a file; give --sweep "
-                        f"{record.get('file')}")
+        source = record.get("file")
+        if source in recipes:
+            raise UserError(f"--sweep-name {name}: this is the run of a recipe; give --recipe "
+                            f"{source}")
+        raise UserError(f"--sweep-name {name}: this sweep has a file; give --sweep {source}")
     return words
 
 

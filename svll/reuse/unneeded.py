@@ -6,27 +6,36 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from harness.base.errors import UserError
 from harness.base.locks import lock_holder
 from harness.base.unused import DAY_S
-from harness.listing.reclaim import Reclaim, Spare, said
+from harness.listing.reclaim import Reclaim, Spare, open_runs, said
 from harness.runs.run import Run
 
 KINDS = {"shared stage 1": ("prompts", "stage1"), "made data": ("data",)}
 """Folders in the cache by kind."""
 
 
-def add_shared(runs_folder: Path, open_runs: Sequence[Run], result: Reclaim) -> None:
-    """Add the shared files in a folder of runs. open_runs: its runs that are not complete; while
+def add_shared(runs_folder: Path, unfinished: Sequence[Run], result: Reclaim) -> None:
+    """Add the shared files in a folder of runs. unfinished: its runs that are not complete; while
     there are any, all shared files stay, as a run may begin to read them at any moment."""
     cache = runs_folder / "cache"
     for kind, folders in KINDS.items():
-        find = partial(_spare, [cache / name for name in folders])
-        if not find():
+        inside = [cache / name for name in folders]
+        if not (paths := _spare(inside)):
             continue
-        if open_runs:
-            result.kept += said(open_runs, f"{cache}: {kind}")
+        if unfinished:
+            result.kept += said(unfinished, f"{cache}: {kind}")
         else:
-            result.spares.append(Spare(kind, cache, find))
+            again = partial(_spare_now, inside, result.folders)
+            result.spares.append(Spare(kind, cache, paths, again))
+
+
+def _spare_now(folders: Sequence[Path], where: Sequence[Path]) -> list[Path]:
+    """Return what is in folders of the cache. Raises UserError if a run in `where` may need it."""
+    if begun := open_runs(where):
+        raise UserError(said(begun, "it")[0])
+    return _spare(folders)
 
 
 def _spare(folders: Sequence[Path]) -> list[Path]:

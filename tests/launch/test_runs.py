@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,9 @@ def test_runs_are_listed_in_80_columns_and_as_json(
     ("words", "message"),
     [(("ls", "--state", "faild"), "--state: no state 'faild'; did you mean failed?"),
      (("ls", "--since", "soon"), "--since: 'soon' is neither a time such as 90m"),
+     (("ls", "--since", "2025"), "--since: '2025' is neither a time such as 90m, 12h or 2d nor a "
+      "date such as 2025-12-31 or 2025-12"),
+     (("ls", "--since", "2025-13"), "--since: '2025-13' is neither a time such as 90m"),
      (("ls", "nowhere"), "nowhere: no run or sweep of this name in runs; there are "),
      (("note", "RUN"), "give either a text or --remove"),
      (("tag", "RUN", "x", "--remove"), "has no tag x; its tags: none"),
@@ -128,6 +132,30 @@ def test_a_run_is_removed_after_yes_and_shared_files_only_when_no_run_needs_them
     assert "freed " in runs("prune", "--yes").out
     assert not world.exists()
     assert done.is_complete()
+
+
+def test_a_year_and_a_month_are_a_date(runs: Command, pair: tuple[Run, Run]) -> None:
+    for run, day in zip(pair, ("2026-02-28T23:00", "2026-03-01T01:00"), strict=True):
+        status = read_json(run.status_file)
+        write_json(run.status_file, {**status, "time": datetime.fromisoformat(day).timestamp()})
+    for since, wanted in (("2026-02", {*pair}), ("2026-03", {pair[1]}), ("2026-04", set())):
+        found = json.loads(runs("ls", "--since", since, "--json").out)
+        assert {one["name"] for one in found} == {run.name for run in wanted}
+
+
+def test_notes_tags_and_patterns_stay_as_they_are_typed(
+    runs: Command, pair: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COST", "7")
+    for text in ("cost $50", "~", "~/a costs $COST"):
+        assert runs("note", f"$HOME/{pair[0].folder}", text).status == 0
+        assert read_json(pair[0].folder / "notes.json")["note"] == text
+    assert runs("tag", pair[0].signature, "$50", "~").out == "tags: $50, ~\n"
+    for words in (("--tag", "$50"), ("--tag", "~"), ("--name", pair[0].signature)):
+        assert [one["name"] for one in json.loads(runs("ls", *words, "--json").out)] == [
+            pair[0].name]
+    assert runs("ls", "--name", "$x").out == "no runs\n"
 
 
 def test_notes_are_no_part_of_what_a_run_is(runs: Command, pair: tuple[Run, Run]) -> None:

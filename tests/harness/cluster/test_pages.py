@@ -137,6 +137,23 @@ def test_trials_that_left_the_sweep_file_stay_listed_and_marked_as_long_as_their
     assert listed("again") == [(0.1, 0), (0.4, 0), (0.2, 2)]
 
 
+def test_one_odd_entry_does_not_make_other_dropped_trials_forgotten(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    before, now = (toy.make_sweep(tmp_path, {"work.quality": {"grid": [value]}})
+                   for value in (0.1, 0.2))
+    before.trials[0].run.create("seed: 1\n")
+    for odd in ("text", 3, None, [1], {}, {"signature": 7}, {"signature": "../a"},
+                {"signature": "a", "dropped": "x"}):
+        pages.write_summary(before)
+        summary = read_json(before.folder / "sweep.json")
+        write_json(before.folder / "sweep.json", summary | {"trials": [odd, *summary["trials"]]})
+        pages.write_summary(now)
+        listed = read_json(now.folder / "sweep.json")["trials"]
+        assert [(trial["signature"], "dropped" in trial) for trial in listed] == [
+            (now.trials[0].signature, False), (before.trials[0].signature, True)]
+
+
 def test_a_page_does_not_wait_for_trials_that_are_no_longer_in_the_sweep_file(
     sweep: Sweep
 ) -> None:

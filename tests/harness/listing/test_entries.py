@@ -113,7 +113,18 @@ def test_damaged_files_are_named_and_all_other_runs_are_listed(
     hurt = found["toys" if file == "sweep.json" else "toys/000000000001"]
     is_fine = file in ("notes.json", "result.json") and content.startswith(b"{")
     assert (file in hurt.fault) != is_fine
-    assert is_fine or file == "sweep.json" or hurt.state == "unreadable"
+    assert is_fine or file in ("notes.json", "sweep.json") or hurt.state == "unreadable"
+
+
+def test_damaged_notes_are_told_of_and_change_neither_the_state_nor_the_best(
+    make_run: MakeRun, make_sweep: Callable[..., Path]
+) -> None:
+    make_run(1, value=0.5)
+    (make_run(2, value=0.75).folder / "notes.json").write_text("[1]")
+    sweep, _, hurt = list_entries([make_sweep()], SCORE)
+    assert (sweep.state, sweep.value) == ("2 complete", 0.75)
+    assert (hurt.state, hurt.value) == ("complete", 0.75)
+    assert "notes.json: cannot be read" in hurt.fault
 
 
 def test_a_half_deleted_run_is_told_of(make_run: MakeRun) -> None:
@@ -170,6 +181,22 @@ def test_filters_keep_runs_and_the_sweeps_that_have_them(
     assert names(tags=["kept"]) == ["others/000000000003"]
     assert names(since=time.time() + 60) == []
     assert len(names(since=time.time() - 60)) == 4
+
+
+def test_a_sweep_with_the_tag_is_kept_with_its_runs(
+    tmp_path: Path, make_run: MakeRun, make_sweep: Callable[..., Path]
+) -> None:
+    make_run(1, "failed")
+    make_run(2, value=0.5)
+    make_run(3, value=0.5, group="others")
+    change_tags(make_sweep(), ["base"])
+    (tmp_path / "runs" / "empty").mkdir()
+    change_tags(make_sweep("empty"), ["base"])
+    entries = list_entries([tmp_path / "runs"], SCORE)
+    assert [one.name for one in chosen(entries, Wanted(tags=["base"]))] == [
+        "empty", "toys", "toys/000000000001", "toys/000000000002"]
+    failed = Wanted(states=["failed"], tags=["base"])
+    assert [one.name for one in chosen(entries, failed)] == ["toys", "toys/000000000001"]
 
 
 def test_a_run_that_waits_for_a_worker_that_is_gone_is_told_of(make_run: MakeRun) -> None:

@@ -46,3 +46,13 @@ def test_a_folder_of_another_kind_is_refused_with_the_runs_in_it(
     run = make_run(1)
     with pytest.raises(UserError, match=f"neither a run's folder nor a sweep's; it has {run.name}"):
         named(str(run.folder.parent), tmp_path)
+
+
+def test_the_beginning_of_a_sweeps_name_is_not_the_sweep(
+    tmp_path: Path, make_run: MakeRun, make_sweep: Callable[..., Path]
+) -> None:
+    make_run(1, group="tokens2")
+    sweep = make_sweep("tokens2")
+    with pytest.raises(UserError, match=r"^tokens: no run .*; did you mean tokens2\?$"):
+        named("tokens", tmp_path / "runs")
+    assert named("tokens2", tmp_path / "runs") == sweep

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.cluster import pruning
 from harness.cluster.records import new_record
+from harness.listing import reclaim
 from harness.listing.reclaim import reclaimable
 from harness.runs.run import Run
 from svll.reuse.unneeded import add_shared
@@ -90,6 +92,43 @@ def test_checkpoints_stay_where_the_user_keeps_them_and_bytes_with_other_names_a
     assert found.paths("checkpoints") == [other.checkpoints]
     assert found.bytes() < 20_000
     assert found.kept == [f"{kept.name}: its checkpoints stay (run.keep_checkpoints: true)"]
+
+
+def test_what_is_spare_is_found_once_and_looked_for_again_before_it_is_deleted(
+    tmp_path: Path, make_run: MakeRun, make_sweep: Callable[..., Path],
+    submitted: Callable[[Run], list[Path]], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = []
+
+    def counted(folder: Path, days: float) -> list[Path]:
+        looks.append(folder)
+        return pruning.unneeded(folder, days)
+
+    monkeypatch.setattr(reclaim, "unneeded", counted)
+    run = make_run(1)
+    submitted(run)
+    make_sweep()
+    found, _ = reclaimable([tmp_path / "runs"])
+    shown = [found.paths(kind) for kind, _, _ in found.table()]
+    assert (len(shown), len(looks), found.bytes() > 2 * MIB) == (2, 1, True)
+    later, _ = submitted(run)  # nobody was asked about this job folder
+    assert found.delete() == []
+    assert not any(path.exists() for paths in shown for path in paths)
+    assert later.exists()
+
+
+def test_shared_files_stay_for_a_run_that_appears_while_the_user_is_asked(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    runs, _ = tmp_path / "runs", make_run(1)
+    world = fill(runs / "cache" / "data" / "world")
+    found, unfinished = reclaimable([runs])
+    add_shared(runs, unfinished, found)
+    assert found.paths("made data") == [world]
+    make_run(2, "running")
+    assert found.delete() == [f"{runs / 'cache'}: made data: it stays for runs that are not "
+                              "complete: toys/000000000002"]
+    assert (world / "file").exists()
 
 
 def test_a_link_is_not_followed(tmp_path: Path, make_run: MakeRun) -> None:

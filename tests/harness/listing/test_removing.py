@@ -1,8 +1,10 @@
 """What is removed, and everything that is not."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,8 @@ from harness.base.errors import UserError
 from harness.base.locks import held_lock
 from harness.cluster.local.place import worker_lock
 from harness.cluster.records import new_record
-from harness.listing.removing import check_removable, remove_all
+from harness.listing.folders import named
+from harness.listing.removing import check_removable, outermost, remove_all
 from tests.harness.listing.conftest import MakeRun
 
 
@@ -88,3 +91,52 @@ def test_no_other_folder_is_removed_and_no_link_is_followed(
             remove_all(folder)
     assert run.is_complete()
     assert os.listdir(tmp_path / "project") == ["config.yaml"]
+
+
+def test_nothing_of_a_sweep_is_removed_while_a_folder_in_it_cannot_be_read(
+    make_run: MakeRun, make_sweep: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(1)
+    hurt = make_run(2).folder
+    sweep, scan = make_sweep(), os.scandir
+    before = everything(sweep)
+
+    def scandir(path: Any = ".") -> Any:
+        if os.fspath(path) == str(hurt):
+            raise OSError(errno.EIO, "Input/output error")
+        return scan(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        for folder in (sweep, hurt):
+            with pytest.raises(UserError, match="000000000002: Input/output error; nothing was"):
+                remove_all(folder)
+    assert everything(sweep) == before
+
+
+@pytest.mark.parametrize(("where", "word"), [(".", "."), ("checkpoints", "..")])
+@pytest.mark.parametrize("lost", ["", "config.yaml"])
+def test_the_folder_in_which_the_user_is_can_be_removed(
+    tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, where: str, word: str,
+    lost: str,
+) -> None:
+    run = make_run(1)
+    run.checkpoints.mkdir()
+    if lost:
+        (run.folder / lost).unlink()
+    monkeypatch.chdir(run.folder / where)
+    folder = named(word, tmp_path / "runs")
+    assert (folder, check_removable(folder)) == (run.folder, [run])
+    assert remove_all(folder) == []
+    assert not run.folder.exists()
+
+
+def test_a_run_that_is_named_along_with_its_sweep_is_removed_once(
+    tmp_path: Path, make_run: MakeRun, make_sweep: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, other = make_run(1).folder, make_run(2, group="others").folder
+    sweep = make_sweep()
+    targets = [Path("runs/toys"), run, sweep, other, Path("runs/others", other.name)]
+    assert [one.resolve() for one in outermost(targets)] == [sweep, other]

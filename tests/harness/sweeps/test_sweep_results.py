@@ -286,3 +286,19 @@ def test_points_that_left_the_sweep_file_rank_last_apart_and_do_not_become_the_b
     for name in (0, 1):
         results.outcomes[name].run.result_file.unlink()
     assert sweep_results.write_best(sweep_results.read_outcomes(tmp_path), without={}) is None
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [({"file": "synthetic", "recipes": ["synthetic"], "words": []},
+      "this is the run of a recipe; give --recipe synthetic$"),
+     ({"file": "my.yaml", "recipes": ["my.yaml"]}, "give --recipe my.yaml$"),
+     ({"file": "my.yaml", "recipes": ["synthetic"]}, "has a file; give --sweep my.yaml$"),
+     ({"file": "my.yaml"}, "has a file; give --sweep my.yaml$")],
+)
+def test_a_sweep_that_was_not_typed_says_how_it_is_given(
+    tmp_path: Path, about: dict[str, Any], message: str
+) -> None:
+    write_json(tmp_path / "tried" / "sweep.json", about)
+    with pytest.raises(UserError, match=f"^--sweep-name tried: .*{message}"):
+        sweep_results.words_of(tmp_path, "tried")
