@@ -26,10 +26,11 @@ import typer
 from harness.base.errors import WrongUsage
 from harness.base.files import check_writable
 from harness.base.paths import typed
+from harness.config.completion import recipes_in
 from harness.reporting.terminal import wide
-from launch import completion
 from launch.cli import command, refuse_without
 from svll.base.protocol_names import Protocol
+from svll.config import RECIPES
 
 if TYPE_CHECKING:  # importing svll.evaluation takes its time (Numba), which --help should not
     from svll.evaluation import KReciprocal
@@ -61,7 +62,7 @@ def main(
         help="Instead of files: trained weights (a file or a run).")] = None,
     recipe: Annotated[str | None, typer.Option(
         help="With --weights: the recipe of the test sets.",
-        autocompletion=completion.recipes)] = None,
+        autocompletion=recipes_in(RECIPES))] = None,
     save: Annotated[Path | None, typer.Option(
         help="With --weights: the feature file to write.")] = None,
     rerank: Annotated[bool, typer.Option(

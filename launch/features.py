@@ -18,9 +18,10 @@ import typer
 
 from harness.base.errors import WrongUsage
 from harness.base.files import check_writable
-from launch import completion
+from harness.config.completion import recipes_in
 from launch.cli import command, refuse_without
 from svll.base.protocol_names import Protocol
+from svll.config import RECIPES
 
 
 @command(__doc__)
@@ -34,7 +35,7 @@ def main(
         help="Trained weights: a file or the folder of a run.")] = None,
     recipe: Annotated[str | None, typer.Option(
         help="With --weights: the recipe of the test sets.",
-        autocompletion=completion.recipes)] = None,
+        autocompletion=recipes_in(RECIPES))] = None,
     kind: Annotated[Literal["npz", "mat", "pt"] | None, typer.Option(
         "--format", help="Format of another toolbox's FILE. [default: by suffix]")] = None,
     gallery: Annotated[list[str] | None, typer.Option(

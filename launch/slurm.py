@@ -33,6 +33,7 @@ from harness.cluster.place import NoAnswer, Place
 from harness.cluster.records import read_records
 from harness.cluster.states import ALIVE, DONE, TrialState, is_searched, survey
 from harness.config.build import build
+from harness.config.completion import keys_of, recipes_in, sweeps_in
 from harness.config.fields import field_types, text_fields
 from harness.config.recipes import recipe_files
 from harness.config.sources import parse_overrides
@@ -44,7 +45,6 @@ from harness.sweeps.keys import ALGORITHMS, SCHEDULERS, SweepFile, find_sweep
 from harness.sweeps.reading import Sweep, Trial, read_sweep, with_proposed
 from harness.sweeps.space import points_file
 from harness.sweeps.sweep_results import words_of
-from launch import completion
 from launch.cli import as_called, command, print_config_help, refuse_without
 from svll.config import RECIPES, SWEEPS, Config
 from svll.data.datasets import has_validation
@@ -81,10 +81,10 @@ class Cluster(StrEnum):
 def main(
     sweep: Annotated[str | None, typer.Option(
         help="A sweep file, or the name of a shipped sweep.",
-        autocompletion=completion.sweeps)] = None,
+        autocompletion=sweeps_in(SWEEPS))] = None,
     recipe: Annotated[str | None, typer.Option(
         help="Or a recipe (name, file or A+B+C), as a single trial.",
-        autocompletion=completion.recipes)] = None,
+        autocompletion=recipes_in(RECIPES))] = None,
     sweep_name: Annotated[str | None, typer.Option(
         help="With --recipe: a grid of this name; KEY=A,B searches a key.")] = None,
     cluster: Annotated[Cluster | None, typer.Option(
@@ -114,7 +114,7 @@ def main(
         "--help-config", help="Print a sweep file's keys, or those with a word.")] = False,
     overrides: Annotated[list[str] | None, typer.Argument(
         help="key=value of trials (stage2.lr=1e-5) or of the sweep (seeds=[1,2])",
-        autocompletion=completion.keys_of(Keys, Config))] = None,
+        autocompletion=keys_of(Keys, Config))] = None,
 ) -> int:
     """Run a sweep. Exit status 0 only if every trial that it waited for is complete."""
     if help_config:

@@ -30,6 +30,7 @@ from harness.base.machine import allotted_gpus
 from harness.base.paths import SAFETENSORS, refuse, typed
 from harness.base.units import counted
 from harness.config.build import build
+from harness.config.completion import keys_of, recipes_in
 from harness.config.fields import field_types, text_fields
 from harness.config.recipes import named_recipe, recipe_files, recipe_stem
 from harness.config.signature import signature
@@ -40,7 +41,6 @@ from harness.runs import peers
 from harness.runs.logs import announce_torch
 from harness.runs.run import Run
 from harness.runs.stopping import Stopped, stop_on_signals
-from launch import completion
 from launch.cli import as_called, command, print_config_help, print_result, refuse_without
 from svll.config import RECIPES, Config
 from svll.migration.recognition import read_foreign
@@ -61,12 +61,12 @@ LONGEST = 5
 def main(
     recipe: Annotated[str | None, typer.Option(
         help="A recipe: name, YAML file or several, A+B+C.",
-        autocompletion=completion.recipes)] = None,
+        autocompletion=recipes_in(RECIPES))] = None,
     data: Annotated[Path | None, typer.Option(
         help="Your own images: a folder (or CSV list), instead of --recipe.")] = None,
     extends: Annotated[str | None, typer.Option(
         help="With --data: the recipe to start from. [default: market1501]",
-        autocompletion=completion.recipes)] = None,
+        autocompletion=recipes_in(RECIPES))] = None,
     dry_run: Annotated[bool, typer.Option(
         "--dry-run", help="Print the configuration, memory and hours; no training.")] = False,
     profile: Annotated[bool, typer.Option(
@@ -78,7 +78,7 @@ def main(
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(
         help="Settings as key=value, such as stage2.lr=1e-5.",
-        autocompletion=completion.settings)] = None,
+        autocompletion=keys_of(Config))] = None,
 ) -> int:
     """Train and test one configuration; resume where an earlier attempt stopped."""
     if help_config:

@@ -16,7 +16,7 @@ import typer
 
 from harness.base.errors import UserError, WrongUsage
 from harness.runs.run import Run
-from launch import cli, completion
+from launch import cli
 from launch.cli import print_result
 
 ROOT = Path(__file__).parents[2]
@@ -153,7 +153,7 @@ def test_every_help_begins_with_an_example_and_ends_with_the_exit_status(help_of
 
 
 def test_every_command_is_installed_under_a_name_of_its_own():
-    modules = {path.stem for path in ROOT.glob("launch/*.py")} - {"__init__", "cli", "completion"}
+    modules = {path.stem for path in ROOT.glob("launch/*.py")} - {"__init__", "cli"}
     assert {f"svll-{name}": f"launch.{name}:main" for name in modules} == SCRIPTS
 
 
@@ -191,22 +191,6 @@ def test_options_are_completed_by_bash_for_installed_commands(tmp_path):
     assert completed("svll-data split --va") == ["--validation"]
     assert completed("svll-train --recipe market") == ["market1501"]
     assert completed("svll-slurm resources.ti") == ["resources.time="]
-
-
-def test_names_of_recipes_and_sweeps_files_and_keys_are_completed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("mine.yaml", "other.txt", "deep/mind.yml"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert completion.recipes("synthetic_t") == ["synthetic_tiny"]
-    assert completion.recipes("market1501+c") == ["market1501+clipreid"]
-    assert "clipreid" not in completion.recipes("")
-    assert completion.recipes("m") == ["market1501", "msmt17", "mine.yaml"]
-    assert completion.recipes("./deep/m") == ["./deep/mind.yml"]
-    assert completion.sweeps("loss") == ["loss_weights"]
-    assert completion.sweeps("de") == ["deep/"]
-    assert completion.sweeps("none/a") == []
-    assert completion.settings("stage1.lss_w") == ["stage1.lss_weight="]
 
 
 def test_completion_is_offered_by_installed_commands_only(monkeypatch):

@@ -20,9 +20,6 @@ from safetensors.torch import load_file
 import svll.features.extract
 import svll.stage2
 from harness.base.errors import UserError
-from harness.config.build import build
-from harness.config.fields import text_fields
-from harness.config.sources import parse_overrides
 from harness.images.loader import ImageLoader
 from harness.runs import stopping
 from harness.runs.execute import execute
@@ -31,10 +28,8 @@ from harness.runs.stopping import Stopped
 from harness.training import loop, ranks
 from harness.training.checkpoints import latest
 from svll.base.feature_file import read_features
-from svll.config import Config
 from svll.evaluation import KReciprocal, evaluate_ranking
 from svll.evaluation.engine.shared_work import RANKING
-from svll.experiment import _memory_of, _plan
 from svll.experiment import run as experiment
 from svll.runs.make_features import run_features
 from tests.tiny_run import tiny_run
@@ -482,27 +477,3 @@ def test_the_weights_file_holds_the_configuration(finished: Run) -> None:
     with safe_open(finished.weights_file, framework="np") as file:
         assert "lss_weight: 0.8" in file.metadata()["config"]
     assert json.loads(finished.result_file.read_text())["protocol"]
-
-
-def test_a_full_gpu_is_reported_with_what_to_lower() -> None:
-    message = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free."
-    with pytest.raises(UserError) as caught, _memory_of("stage 2", "stage2.batch"):
-        raise torch.OutOfMemoryError(message)
-    assert str(caught.value) == (
-        "stage 2: the GPU's memory is full (Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free); "
-        "lower stage2.batch"
-    )
-    with pytest.raises(RuntimeError, match="another fault"), _memory_of("stage 2", "stage2.batch"):
-        raise RuntimeError("another fault")
-
-
-def test_the_plan_of_a_run_names_its_data_model_stages_and_device() -> None:
-    words = ("data.train=[market1501,msmt17]", "data.test=[dukemtmc]", "data.validation=0.25",
-             "stage1.epochs=1", "stage2.epochs=60", "stage2.batch=64", "seed=3")
-    lines = list(_plan(build(Config, parse_overrides(words, text_fields(Config)))))
-    assert lines[0] == ("data: train on market1501+msmt17, 25% of the identities for validation; "
-                        "test on dukemtmc")
-    assert lines[1] == "model: ViT-B-16-quickgelu, weights: openai, 256 x 128 pixels, seed 3"
-    assert lines[2].startswith("stage 1: 1 epoch, batch 256, lr 0.00035, ")
-    assert lines[3].startswith("stage 2: 60 epochs, batch 64, ")
-    assert lines[4] == "on 1 rank: cpu, bf16"

@@ -6,23 +6,33 @@ from pathlib import Path
 from harness.config.fields import field_types
 from harness.config.recipes import PARTS
 from harness.config.yaml_files import ENDINGS
-from svll.config import RECIPES, SWEEPS, Config
+
+Complete = Callable[[str], list[str]]
+"""Returns the words that begin with what is typed so far."""
 
 
-def recipes(incomplete: str) -> list[str]:
-    """Return recipes for a word as far as it is typed: by name or file; after A+, parts too."""
-    before, _, last = incomplete.rpartition("+")
-    names = _stems(RECIPES) + (_stems(RECIPES / PARTS) if before else [])
-    start = f"{before}+" if before else ""
-    return [start + name for name in _starting(last, [*names, *_files(last)])]
+def recipes_in(folder: Path) -> Complete:
+    """Return what completes recipes of a folder by name, and any by file; after A+, parts too."""
+
+    def recipes(incomplete: str) -> list[str]:
+        before, _, last = incomplete.rpartition("+")
+        names = _stems(folder) + (_stems(folder / PARTS) if before else [])
+        start = f"{before}+" if before else ""
+        return [start + name for name in _starting(last, [*names, *_files(last)])]
+
+    return recipes
 
 
-def sweeps(incomplete: str) -> list[str]:
-    """Return sweeps for a word as far as it is typed: by name or file."""
-    return _starting(incomplete, [*_stems(SWEEPS), *_files(incomplete)])
+def sweeps_in(folder: Path) -> Complete:
+    """Return what completes sweeps of a folder by name, and any by file."""
+
+    def sweeps(incomplete: str) -> list[str]:
+        return _starting(incomplete, [*_stems(folder), *_files(incomplete)])
+
+    return sweeps
 
 
-def keys_of(*schemas: type) -> Callable[[str], list[str]]:
+def keys_of(*schemas: type) -> Complete:
     """Return what completes a key of some schemas, up to its `=`."""
 
     def keys(incomplete: str) -> list[str]:
@@ -30,10 +40,6 @@ def keys_of(*schemas: type) -> Callable[[str], list[str]]:
         return _starting(incomplete, known)
 
     return keys
-
-
-settings = keys_of(Config)
-"""Completes a key of a run's configuration."""
 
 
 def _starting(word: str, names: Iterable[str]) -> list[str]:
