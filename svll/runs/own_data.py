@@ -39,6 +39,8 @@ LAYOUTS = f"""Two layouts work:
   DIR/anna/ANY_NAME.jpg               a folder per identity; cameras, if known, are in all names
                                       ({EXAMPLE}) or folders (DIR/anna/cam1/ANY_NAME.jpg)
   DIR/{EXAMPLE}   identity and camera begin the name"""
+OF_MACHINE = "engine.precision"
+"""The key that is picked for this machine, and would be wrong on another."""
 _PART_NAMES = {*PARTS, "test", "val", "valid", "bounding_box_train", "bounding_box_test",
                "image_train", "image_query", "image_test"}
 
@@ -48,7 +50,7 @@ class OwnRun(NamedTuple):
 
     config: Config
     words: list[str]
-    """What gives the same run: a recipe's name, then overrides."""
+    """What gives the same run: a recipe's name, then overrides; without OF_MACHINE, if picked."""
     found: list[str]
     """Sentences on the images and the settings that were picked."""
     query: str
@@ -85,11 +87,12 @@ def own_run(place: Path, extends: str, overrides: Sequence[str]) -> OwnRun:
     ]
     words = [word for word, _ in picked]
     config = build(Config, [*settings, *parse_overrides(words), *given])
+    kept = [word for word in words if word.partition("=")[0] != OF_MACHINE]
+    kept += [word for word in overrides if word.partition("=")[0].strip() != "run.name"]
     emptied = [f"data.{key}=[]" for key in ("train", "test") if getattr(wanted.data, key)]
     return OwnRun(
         config,
-        [recipe, "data.name=list", f"data.root={file}", f"run.name={name}", *emptied, *words,
-         *overrides],
+        [recipe, "data.name=list", f"data.root={file}", f"run.name={name}", *emptied, *kept],
         [*story, *(_part(name, getattr(dataset, name)) for name in PARTS),
          "Picked (key=value on the command line overrides):",
          *(f"  {word:22} {reason}" for word, reason in [(recipe, about), *picked])],
@@ -236,7 +239,8 @@ def _picks(config: Config, dataset: Dataset) -> Iterator[tuple[str, str]]:
         from harness.training import ranks  # late: torch takes seconds
 
         if not ranks.has_fast_bf16():
-            yield "engine.precision=fp32", "this machine only emulates bf16"
+            yield (f"{OF_MACHINE}=fp32", "on this machine, which only emulates bf16; not in the "
+                   "commands below")
 
 
 def _part(name: str, records: Records) -> str:

@@ -100,6 +100,10 @@ def test_a_machine_that_only_emulates_bf16_trains_in_fp32(
         monkeypatch.setattr(ranks, "has_fast_bf16", lambda is_fast=is_fast: is_fast)
         found = own(tmp_path / "mine", extends="market1501")
         assert found.config.engine.precision == precision
+        assert not any("precision" in word for word in found.words)  # a GPU would train in fp32
+        assert is_fast or "on this machine, which only" in told(found, "engine.precision=fp32")
+    found = own(tmp_path / "mine", "engine.precision=fp32", extends="market1501")
+    assert "engine.precision=fp32" in found.words
 
 
 def test_what_the_user_sets_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +121,10 @@ def test_what_the_user_sets_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("extends", ["synthetic", "vehicleid", "synthetic+small"])
-def test_the_printed_recipe_and_overrides_are_the_same_run(tmp_path: Path, extends: str) -> None:
+def test_the_printed_recipe_and_overrides_are_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extends: str
+) -> None:
+    monkeypatch.setattr(ranks, "has_fast_bf16", lambda: True)
     found = own(images(tmp_path / "mine"), "seed=3", "stage1.epochs=1", extends=extends)
     recipe, *words = found.words
     same = build(Config, [*named_recipe(recipe, Config, RECIPES), *parse_overrides(words)])
