@@ -23,7 +23,7 @@ from svll.config import RECIPES, Config
 from svll.data import own_split
 from svll.data.own_split import CAMERA_FOLDER
 from svll.data.readers import csv_list, labels
-from svll.data.readers.common import EXAMPLE, examples, is_hidden
+from svll.data.readers.common import EXAMPLE, examples, image_names
 from svll.data.readers.csv_list import LABELS, Entry
 from svll.data.side_labels import known_sie
 from svll.runs.preflight import quietly
@@ -113,7 +113,7 @@ def _list_of(place: Path, file: Path) -> tuple[Path, list[str]]:
     """Return the list with the split, and sentences on it; write `file` if there is none."""
     if place.is_file() and csv_list.read(place)[0].split is not None:
         return place, [f"{shown(place)}: the split in its column is used"]
-    entries = _collected(place)
+    entries = _collected(place, file.parents[1])
     identities = len({entry.identity for entry in entries})
     cameras = {entry.camera for entry in entries} - {None}
     story = [f"{shown(place)}: {counted(len(entries), 'image')} of {identities} identities, "
@@ -133,19 +133,29 @@ def _list_of(place: Path, file: Path) -> tuple[Path, list[str]]:
                   "again; launch/data.py split draws other shares)"]
 
 
-def _collected(place: Path) -> list[Entry]:
+def _collected(place: Path, runs: Path) -> list[Entry]:
+    """Return the images; the folder of runs may be directly in theirs, and is left out."""
     if place.is_dir():
-        _refuse_other_layouts(place)
+        _refuse_runs_among(place, runs)
+        _refuse_other_layouts(place, runs)
     try:
-        return own_split.collect(place)
+        return own_split.collect(place, runs=runs)
     except UserError as error:
         raise UserError(f"{error}\n{LAYOUTS}" if place.is_dir() else str(error)) from None
 
 
-def _refuse_other_layouts(place: Path) -> None:
+def _refuse_runs_among(place: Path, runs: Path) -> None:
+    """Refuse a folder of runs that is the images' own, has images, or is inside an identity's."""
+    own, images = Path(os.path.realpath(runs)), Path(os.path.realpath(place))
+    has_images = own.is_dir() and bool(image_names(own, []))
+    if images in own.parents[1:] or own == images or (own.parent == images and has_images):
+        raise UserError(f"the folder of runs, {shown(runs)}, is among the images of "
+                        f"{shown(place)}; name another one: run.runs=FOLDER")
+
+
+def _refuse_other_layouts(place: Path, runs: Path) -> None:
     """Refuse a folder whose folders are parts or cameras: they would be taken for identities."""
-    folders = sorted(entry.name for entry in os.scandir(place)
-                     if entry.is_dir() and not is_hidden(entry.name))
+    folders = own_split.folder_names(place, runs)
     if parts := [name for name in folders if name.lower() in _PART_NAMES]:
         raise UserError(
             f"{shown(place)} holds {examples(parts)}, so it seems to be split already. A dataset "
