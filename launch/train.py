@@ -18,6 +18,7 @@ that resumes after preemption or its time limit; srun alone only starts ranks.
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -149,10 +150,21 @@ def _own(
     join_step()
     own = own_run(data, extends or RECIPE, overrides)
     if peers.own_place()[0] == 0:
-        typer.echo("\n".join([*own.found, "The same run by its recipe (for svll-slurm, sweeps):"]))
+        typer.echo("\n".join([*own.found, "The same run by its recipe, here and as a job:"]))
         words = " ".join(map(typed, own.words))
-        typer.echo(as_called(f"  python launch/train.py --recipe {words}\n"))
+        job = " ".join(typed(_of_sweep(word)) for word in own.words)
+        typer.echo(as_called(f"  python launch/train.py --recipe {words}\n"
+                             f"  python launch/slurm.py --recipe {job}\n"))
     return own
+
+
+def _of_sweep(word: str) -> str:
+    """Return an override as a sweep takes it: for the run's name its own, a plain folder name."""
+    key, _, name = word.partition("=")
+    if key != "run.name":
+        return word
+    name = re.sub(r"[^\w.-]", "_", name)
+    return f"name={name}" if re.match("[A-Za-z0-9]", name) else f"name=own{name}"
 
 
 def _print_next(run: Run, own: "OwnRun", images: Path) -> None:

@@ -75,13 +75,14 @@ def write_split(root: str | Path, out: str | Path, options: Options) -> list[Ent
 # --- the images ---
 
 
-def collect(root: str | Path) -> list[Entry]:
+def collect(root: str | Path, *, runs: Path | None = None) -> list[Entry]:
     """Return the images of a folder or CSV list without split, sorted by path, without junk.
 
     A folder holds one folder per identity, with its images at any depth, or else images whose names
     begin with identity and camera. In the former, cameras are known if all images are named so, or
-    lie in a folder per camera (anna/cam1/x.jpg); if only most are, the others are a mistake. Raises
-    UserError for anything else, and for a list with a split.
+    lie in a folder per camera (anna/cam1/x.jpg); if only most are, the others are a mistake. runs:
+    a folder that may lie in `root` and is left out. Raises UserError for anything else, and for a
+    list with a split.
     """
     root = Path(root)
     if root.is_file():
@@ -89,7 +90,7 @@ def collect(root: str | Path) -> list[Entry]:
         if entries[0].split is not None:
             raise UserError(f"{root} has a column split already; it is read as it is")
     elif root.is_dir():
-        entries = _of_folder(root)
+        entries = _of_folder(root, runs)
     else:
         raise UserError(f"{root}: no such folder or CSV file")
     kept = common.without_junk(root, entries)
@@ -99,9 +100,15 @@ def collect(root: str | Path) -> list[Entry]:
     return sorted(kept, key=lambda entry: entry.path)
 
 
-def _of_folder(root: Path) -> list[Entry]:
-    below = sorted(name for name in os.listdir(root) if not is_hidden(name))
-    folders = [name for name in below if (root / name).is_dir()]
+def folder_names(root: Path, runs: Path | None = None) -> list[str]:
+    """Return the names of the folders in `root`, sorted, without hidden ones and `runs`."""
+    return sorted(name for name in os.listdir(root)
+                  if not is_hidden(name) and (root / name).is_dir()
+                  and (runs is None or os.path.realpath(root / name) != os.path.realpath(runs)))
+
+
+def _of_folder(root: Path, runs: Path | None) -> list[Entry]:
+    folders = folder_names(root, runs)
     skipped: list[str] = []
     images = common.image_names(root, skipped, ignoring=folders)
     if folders and images:

@@ -23,7 +23,7 @@ from svll.config import RECIPES, Config
 from svll.data import own_split
 from svll.data.own_split import CAMERA_FOLDER
 from svll.data.readers import csv_list, labels
-from svll.data.readers.common import EXAMPLE, examples, is_hidden
+from svll.data.readers.common import EXAMPLE, examples, image_names
 from svll.data.readers.csv_list import LABELS, Entry
 from svll.data.side_labels import known_sie
 from svll.runs.preflight import quietly
@@ -39,6 +39,8 @@ LAYOUTS = f"""Two layouts work:
   DIR/anna/ANY_NAME.jpg               a folder per identity; cameras, if known, are in all names
                                       ({EXAMPLE}) or folders (DIR/anna/cam1/ANY_NAME.jpg)
   DIR/{EXAMPLE}   identity and camera begin the name"""
+OF_MACHINE = "engine.precision"
+"""The key that is picked for this machine, and would be wrong on another."""
 _PART_NAMES = {*PARTS, "test", "val", "valid", "bounding_box_train", "bounding_box_test",
                "image_train", "image_query", "image_test"}
 
@@ -48,7 +50,7 @@ class OwnRun(NamedTuple):
 
     config: Config
     words: list[str]
-    """What gives the same run: a recipe's name, then overrides."""
+    """What gives the same run: a recipe's name, then overrides; without OF_MACHINE, if picked."""
     found: list[str]
     """Sentences on the images and the settings that were picked."""
     query: str
@@ -85,11 +87,12 @@ def own_run(place: Path, extends: str, overrides: Sequence[str]) -> OwnRun:
     ]
     words = [word for word, _ in picked]
     config = build(Config, [*settings, *parse_overrides(words), *given])
+    kept = [word for word in words if word.partition("=")[0] != OF_MACHINE]
+    kept += [word for word in overrides if word.partition("=")[0].strip() != "run.name"]
     emptied = [f"data.{key}=[]" for key in ("train", "test") if getattr(wanted.data, key)]
     return OwnRun(
         config,
-        [recipe, "data.name=list", f"data.root={file}", f"run.name={name}", *emptied, *words,
-         *overrides],
+        [recipe, "data.name=list", f"data.root={file}", f"run.name={name}", *emptied, *kept],
         [*story, *(_part(name, getattr(dataset, name)) for name in PARTS),
          "Picked (key=value on the command line overrides):",
          *(f"  {word:22} {reason}" for word, reason in [(recipe, about), *picked])],
@@ -110,7 +113,7 @@ def _list_of(place: Path, file: Path) -> tuple[Path, list[str]]:
     """Return the list with the split, and sentences on it; write `file` if there is none."""
     if place.is_file() and csv_list.read(place)[0].split is not None:
         return place, [f"{shown(place)}: the split in its column is used"]
-    entries = _collected(place)
+    entries = _collected(place, file.parents[1])
     identities = len({entry.identity for entry in entries})
     cameras = {entry.camera for entry in entries} - {None}
     story = [f"{shown(place)}: {counted(len(entries), 'image')} of {identities} identities, "
@@ -130,19 +133,29 @@ def _list_of(place: Path, file: Path) -> tuple[Path, list[str]]:
                   "again; launch/data.py split draws other shares)"]
 
 
-def _collected(place: Path) -> list[Entry]:
+def _collected(place: Path, runs: Path) -> list[Entry]:
+    """Return the images; the folder of runs may be directly in theirs, and is left out."""
     if place.is_dir():
-        _refuse_other_layouts(place)
+        _refuse_runs_among(place, runs)
+        _refuse_other_layouts(place, runs)
     try:
-        return own_split.collect(place)
+        return own_split.collect(place, runs=runs)
     except UserError as error:
         raise UserError(f"{error}\n{LAYOUTS}" if place.is_dir() else str(error)) from None
 
 
-def _refuse_other_layouts(place: Path) -> None:
+def _refuse_runs_among(place: Path, runs: Path) -> None:
+    """Refuse a folder of runs that is the images' own, has images, or is inside an identity's."""
+    own, images = Path(os.path.realpath(runs)), Path(os.path.realpath(place))
+    has_images = own.is_dir() and bool(image_names(own, []))
+    if images in own.parents[1:] or own == images or (own.parent == images and has_images):
+        raise UserError(f"the folder of runs, {shown(runs)}, is among the images of "
+                        f"{shown(place)}; name another one: run.runs=FOLDER")
+
+
+def _refuse_other_layouts(place: Path, runs: Path) -> None:
     """Refuse a folder whose folders are parts or cameras: they would be taken for identities."""
-    folders = sorted(entry.name for entry in os.scandir(place)
-                     if entry.is_dir() and not is_hidden(entry.name))
+    folders = own_split.folder_names(place, runs)
     if parts := [name for name in folders if name.lower() in _PART_NAMES]:
         raise UserError(
             f"{shown(place)} holds {examples(parts)}, so it seems to be split already. A dataset "
@@ -236,7 +249,8 @@ def _picks(config: Config, dataset: Dataset) -> Iterator[tuple[str, str]]:
         from harness.training import ranks  # late: torch takes seconds
 
         if not ranks.has_fast_bf16():
-            yield "engine.precision=fp32", "this machine only emulates bf16"
+            yield (f"{OF_MACHINE}=fp32", "on this machine, which only emulates bf16; not in the "
+                   "commands below")
 
 
 def _part(name: str, records: Records) -> str:

@@ -234,14 +234,34 @@ def test_own_images_are_trained_by_one_command_which_shows_the_next_ones(
     assert lines[0] == f"{tmp_path / 'my cats'}: 24 images of 6 identities, 4 cameras"
     commands = [shlex.split(line) for line in lines if "launch/" in line and "python" in line]
     assert [words[:2] for words in commands] == [
-        ["python", f"launch/{name}.py"] for name in ("train", "search", "export")
+        ["python", f"launch/{name}.py"] for name in ("train", "slurm", "search", "export")
     ]
-    again, search, export = commands
+    again, _, search, export = commands
     assert search[2:4] == export[2:4] == ["--weights", str(run.parent)]
     assert (Path(search[5]).parent.name, search[7]) == ("my cats", "my cats")
     before = sorted(tmp_path.glob("runs/*/*/config.yaml"))
     assert called("train", *again[2:]).status == 0  # the same run by its recipe
     assert sorted(tmp_path.glob("runs/*/*/config.yaml")) == before
+
+
+@pytest.mark.parametrize(
+    ("named", "name"),
+    [((), "my_cats"), (("run.name=2026",), "2026"), (("run.name=_b",), "own_b")],
+)
+def test_the_printed_job_of_own_images_is_accepted_and_is_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: tuple[str, ...], name: str
+) -> None:
+    monkeypatch.setattr("harness.runs.execute.execute", lambda run: "stopped")
+    for number in range(24):
+        picture(tmp_path / "my cats" / f"{number // 4:04}_c{number % 4}s1_{number}.jpg")
+    out = called("train", "--data", "my cats", "--extends", "synthetic", "seed=3", *named).out
+    [job] = [shlex.split(line) for line in out.splitlines() if "launch/slurm.py" in line]
+    shown = called("slurm", *job[2:], "--dry-run", "--cluster", "local")
+    assert (shown.status, shown.err) == (0, "")
+    [run] = tmp_path.glob("runs/*/*/config.yaml")
+    assert f"{name}: 1 trial" in shown.out
+    listed = called("slurm", *job[2:], "--status", "--json", "--cluster", "local")
+    assert f"{name}/{run.parent.name}" in listed.out
 
 
 def test_options_that_do_not_go_with_own_images_are_refused() -> None:

@@ -100,6 +100,10 @@ def test_a_machine_that_only_emulates_bf16_trains_in_fp32(
         monkeypatch.setattr(ranks, "has_fast_bf16", lambda is_fast=is_fast: is_fast)
         found = own(tmp_path / "mine", extends="market1501")
         assert found.config.engine.precision == precision
+        assert not any("precision" in word for word in found.words)  # a GPU would train in fp32
+        assert is_fast or "on this machine, which only" in told(found, "engine.precision=fp32")
+    found = own(tmp_path / "mine", "engine.precision=fp32", extends="market1501")
+    assert "engine.precision=fp32" in found.words
 
 
 def test_what_the_user_sets_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +121,10 @@ def test_what_the_user_sets_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("extends", ["synthetic", "vehicleid", "synthetic+small"])
-def test_the_printed_recipe_and_overrides_are_the_same_run(tmp_path: Path, extends: str) -> None:
+def test_the_printed_recipe_and_overrides_are_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extends: str
+) -> None:
+    monkeypatch.setattr(ranks, "has_fast_bf16", lambda: True)
     found = own(images(tmp_path / "mine"), "seed=3", "stage1.epochs=1", extends=extends)
     recipe, *words = found.words
     same = build(Config, [*named_recipe(recipe, Config, RECIPES), *parse_overrides(words)])
@@ -187,7 +194,8 @@ def test_labels_that_changed_since_the_split_are_refused(tmp_path: Path) -> None
 def test_ranks_that_split_at_once_write_the_same_list_and_remove_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, texts = images(tmp_path / "mine"), []
+    place = images(tmp_path / "mine")
+    texts: list[str] = []
 
     def write_after_another_rank(file: Path, entries: list[Entry]) -> None:
         monkeypatch.setattr(csv_list, "write", write)
@@ -212,6 +220,30 @@ def test_a_split_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     with pytest.raises(UserError, match=r"split\.csv: cannot be written: .*: run\.runs=FOLDER"):
         own(place)
+
+
+@pytest.mark.parametrize("layout", ["names", "folders", "plain"])
+def test_runs_in_the_folder_of_the_images_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    monkeypatch.chdir(images(tmp_path / "mine", layout=layout))
+    first = own_run(Path(), "synthetic", [])
+    text = Path(str(first.config.data.root)).read_text()
+    assert first.config.data.root == str(tmp_path / "mine" / "runs" / "mine" / "split.csv")
+    picture(tmp_path / "mine" / "runs" / "mine" / "0a1b" / "map.jpg")
+    again = own_run(Path(), "synthetic", [])
+    assert (again.config, again.found[0]) == (first.config, first.found[0])
+    Path(str(first.config.data.root)).unlink()
+    own_run(Path(), "synthetic", [])
+    assert Path(str(first.config.data.root)).read_text() == text
+
+
+@pytest.mark.parametrize("runs", ["", "p1", "p1/cam1", "p1/new", "new/runs"])
+def test_a_folder_of_runs_among_the_images_is_refused_at_once(tmp_path: Path, runs: str) -> None:
+    place = images(tmp_path / "mine", layout="plain")
+    with pytest.raises(UserError, match=r"is among the images of .*; name another .*run\.runs=FOL"):
+        own(place, f"run.runs={place / runs}")
+    assert not list(tmp_path.rglob("*.csv"))
 
 
 def test_a_list_with_a_split_is_used_as_it_is(tmp_path: Path) -> None:
