@@ -270,7 +270,7 @@ def test_a_trial_resumes_after_a_short_time_limit_which_it_uses_but_not_for_ever
     slurm.run("scancel", "--signal=USR2", job_of(sweep, 0))
     toy.until(lambda: trial.run.status().get("short_limit_s") == 60.0, seconds=60)
     assert "time_outs" not in trial.run.status()
-    toy.until(lambda: trial.run.status().get("time_outs") == 1, seconds=90)
+    toy.until(lambda: trial.run.status().get("time_outs") == 1, seconds=150)
     assert trial.run.status()["time"] - trial.run.status()["started"] > 38, "used the limit"
     toy.until(lambda: not mine(sweep), seconds=30)
     assert states(sweep) == ["stopped"]
