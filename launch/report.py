@@ -24,7 +24,6 @@ from rich.table import Column, Table
 from harness.base.errors import UserError, WrongUsage
 from harness.base.files import check_writable
 from harness.base.paths import typed
-from harness.listing.comparing import verdict_lines
 from harness.reporting.page import Html
 from harness.reporting.ranking_table import ranking_table
 from harness.reporting.terminal import say, wide
@@ -137,6 +136,7 @@ def _compare(folders: Sequence[Path], places: tuple[int, int], console: Console)
                         f"{first.metric}; launch one of the sweeps again with the other's metric "
                         f"(metric={first.metric})")
     a, b = _ranked(first, places[0]), _ranked(second, places[1])
+    from harness.listing.comparing import verdict_lines  # numpy, not for --help
     from svll.evaluation.feature_files.compare_runs import compare_points  # numba: a second
 
     for name, sweep, point in zip("AB", (first, second), (a, b), strict=True):

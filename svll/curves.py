@@ -1,5 +1,5 @@
-"""What TensorBoard and W&B show of a run besides its log: a name one can read, tags, settings, the
-final scores, and ranked images of a few queries."""
+"""What TensorBoard and W&B show of a run in addition to its log: a readable name, tags, settings,
+the final scores, and ranked images of a few queries."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from harness.base.errors import UserError
 from harness.base.files import read_json
-from harness.base.mappings import leaves, numeric_leaves
+from harness.base.mappings import leaves, numeric_leaves, short_names
 from harness.config.build import build
 from harness.config.recipes import named_recipe
 from harness.config.sources import Setting
@@ -50,9 +50,8 @@ def about(run: Run, config: Config) -> About:
     trial = _trial(run)
     changed, recipes = (_changes(group, config), [group]) if trial is None else trial
     recipe = changed.pop(RECIPE, None)
-    ends = [key.rpartition(".")[2] for key in changed]
-    parts = [f"{end if ends.count(end) == 1 else key}={_short(value)}"
-             for end, (key, value) in zip(ends, changed.items(), strict=True)]
+    names = short_names(changed)
+    parts = [f"{names[key]}={_short(value)}" for key, value in changed.items()]
     label = " ".join([*([recipe] if recipe else []), *parts, f"seed={config.seed}"])
     datasets = {*trained_on(config.data), *tested_on(config.data)}
     tags = dict.fromkeys([group, *([recipe] if recipe else recipes), *sorted(datasets),

@@ -48,7 +48,7 @@ def run(run: Run, report: Report | None = None) -> dict[str, Any]:
             log.info("%s", line)
     place = config.run
     with open_writers(run, tensorboard=place.tensorboard, wandb=place.wandb,
-                      about=curves.about(run, config)) as writers:
+                      about=lambda: curves.about(run, config)) as writers:
         inputs = load_inputs(run, config)
         check_inputs(inputs)
         recording = Recording(

@@ -1,6 +1,7 @@
 """Nested mappings by dotted key."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 NUMBERS = (int, float)  # a union takes twice the time; results have a hundred numbers each
@@ -15,6 +16,13 @@ def leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{key}"] = item
     return found
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Return a name for each dotted key: its last part, or the whole key where others end alike."""
+    ends = {key: key.rpartition(".")[2] for key in keys}
+    counts = Counter(ends.values())
+    return {key: end if counts[end] == 1 else key for key, end in ends.items()}
 
 
 def numeric_leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -75,7 +75,7 @@ def outermost(folders: Iterable[Path]) -> list[Path]:
 
 
 def remove_all(folder: Path) -> list[Path]:
-    """Remove a run's or a sweep's folder; return what it held besides, which stays. Raises
+    """Remove a run's or a sweep's folder; return what else it held, which stays. Raises
     UserError as `check_removable` does."""
     check_removable(folder)
     if look_at(folder) == "run":

@@ -32,7 +32,7 @@ LINE_EVERY_S = 10.0  # least time between two log lines on a trial's epochs, or 
 SUMMARY_EVERY_S = 60.0  # most time between a change and a line on the whole sweep
 QUIET_S = 300.0  # most time without a log line
 MOST_LINES = 20  # log lines on single trials, at a time
-OTHER_LINES = 8  # of the live view, besides the trials
+OTHER_LINES = 8  # of the live view: all but the trials
 
 
 def follow(sweep: Sweep, console: Console) -> list[TrialState]:
@@ -88,24 +88,24 @@ class _Lines:
         self._states: dict[str, str] = {}
         self._reached: dict[str, tuple[float, object]] = {}
         """When a line was printed on a trial's epoch, and which."""
-        self._told, self._changed_at = "", 0.0
+        self._counts, self._changed_at = "", 0.0
         """The counts of the last look, and when anything has changed."""
         self._summary, self._summary_at, self._said_at = "", 0.0, 0.0
 
     def show(self, states: Sequence[TrialState]) -> None:
         """Print what has changed since the last call, or that nothing has for a while."""
         seen, now = self._watch.look(states), time.monotonic()
-        is_first, told = not self._summary, counts(states)
+        is_first, found = not self._summary, counts(states)
         changed = [one for one in states if self._states.get(one.trial.signature) != one.state
                    and not (is_first and one.state not in ("running", *BAD))]
         self._states = {one.trial.signature: one.state for one in states}
         moved = self._moved([one for one in states if one.state == "running"], changed, seen, now)
-        if changed or moved or self._told != told:
-            self._told, self._changed_at = told, now
-        every_s = SUMMARY_EVERY_S if told == self._summary else LINE_EVERY_S
+        if changed or moved or self._counts != found:
+            self._counts, self._changed_at = found, now
+        every_s = SUMMARY_EVERY_S if found == self._summary else LINE_EVERY_S
         is_due = self._changed_at > self._summary_at and now - self._summary_at >= every_s
         quiet = now - self._said_at >= QUIET_S and not changed and not moved
-        summary = f"{self._sweep.name}: {told}; {done_and_left(seen)}"
+        summary = f"{self._sweep.name}: {found}; {done_and_left(seen)}"
         if best := best_line(self._sweep, seen):
             summary += f"; {best}"
         if quiet and not is_first:
@@ -115,7 +115,7 @@ class _Lines:
             lines.append(f"and {trials(len(changed) - MOST_LINES)} more changed")
         if is_first or is_due or quiet:
             lines.insert(0 if is_first else len(lines), summary)
-            self._summary, self._summary_at = told, now
+            self._summary, self._summary_at = found, now
         if lines:
             self._said_at = now
         say(self._console, *(f"{datetime.now():%H:%M:%S} {line}" for line in lines))

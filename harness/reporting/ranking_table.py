@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from harness.base.mappings import short_names
 from harness.base.units import counted
 from harness.sweeps.sweep_results import Outcome, Ranked, SweepResults, unbeaten
 
@@ -51,11 +52,8 @@ def setting(value: Any) -> str:
 
 def trial_label(one: Outcome) -> str:
     """Return a trial's point and seed; of its keys the last parts, where these differ."""
-    ends = [key.rpartition(".")[2] for key in one.point]
-    parts = [
-        f"{end if ends.count(end) == 1 else key}={setting(value)}"
-        for end, (key, value) in zip(ends, one.point.items(), strict=True)
-    ]
+    names = short_names(one.point)
+    parts = [f"{names[key]}={setting(value)}" for key, value in one.point.items()]
     left = ["(no longer in the file)"] if one.dropped else []
     return " ".join([*parts, f"seed={one.seed}", *left])
 

@@ -243,7 +243,7 @@ def _part(
     also: Sequence[Outcome] = (),
 ) -> list[Outcome]:
     """Return the complete runs in the sweep's order: all, or of more than `most` the best and a
-    sample of the others. other: what else to be the best in. also: runs to keep besides."""
+    sample of the others. other: what else to be the best in. also: further runs to keep."""
     complete = _complete(results)
     if len(complete) <= most:
         return complete

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.base.mappings import is_number, lookup
+from harness.base.mappings import is_number, lookup, short_names
 from harness.base.units import counted
 from harness.cluster.states import ALIVE, DONE, TrialState
 from harness.reporting.columns import Column, one_line_table
@@ -151,14 +151,13 @@ def final_table(
     results = [(one, one.trial.run.result() or {}) for one in states if one.state == "complete"]
     results.sort(key=lambda pair: _rank(sweep, lookup(pair[1], sweep.metric)))
     shown = results[:most]
-    keys = list(dict.fromkeys(key for one in states for key in one.trial.point))
-    ends = Counter(key.split(".")[-1] for key in keys)
+    names = short_names(dict.fromkeys(key for one in states for key in one.trial.point))
     metrics = {sweep.metric: sweep.metric, **columns}
     parts = [
         Column("rank", [str(rank) for rank in range(1, len(shown) + 1)], 0, is_number=True),
-        *(Column(end if ends[end := key.split(".")[-1]] == 1 else key,
-                 [number(one.trial.point.get(key)) for one, _ in shown], 2 + at, is_number=True)
-          for at, key in enumerate(keys)),
+        *(Column(name, [number(one.trial.point.get(key)) for one, _ in shown], 2 + at,
+                 is_number=True)
+          for at, (key, name) in enumerate(names.items())),
         Column("seed", [str(one.trial.seed) for one, _ in shown], 300, is_number=True),
         *(Column(title, [fraction(lookup(result, key)) for _, result in shown],
                  200 + at if at else 1, is_number=True)

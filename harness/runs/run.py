@@ -228,7 +228,7 @@ CLAIM = "claim.lock"
 
 def state_of(run: Run) -> str:
     """Return the state of a run; `unreadable` when its files are damaged, `interrupted` when its
-    process ended without a message. On another machine that is told by the age of its lock."""
+    process ended without a message. On another machine the age of its lock says so."""
     try:
         status = run.status()
         is_held = status["state"] != "running" or is_in_use(run)

@@ -1,4 +1,4 @@
-"""What the curves of a run tell besides its log."""
+"""What curves say of a run, in addition to its log."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,21 +90,22 @@ def scalars_of(line: Mapping[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def open_writers(
-    run: Run, *, tensorboard: bool, wandb: str, about: About
+    run: Run, *, tensorboard: bool, wandb: str, about: Callable[[], About]
 ) -> Iterator[tuple[CurveWriter, ...]]:
     """Yield the requested writers on rank 0, none on other ranks; close them after the body.
 
-    wandb: the W&B project, empty for none. Raises UserError on every rank when W&B is requested but
-    not installed.
+    wandb: the W&B project, empty for none. about: called only if there is a writer. Raises
+    UserError on every rank when W&B is requested but not installed.
     """
     check_installed(wandb)
     writers: list[CurveWriter] = []
     with ranks.leader_first() as acts:
-        if acts and tensorboard:
-            writers.append(TensorBoardWriter(run.tensorboard, about))
-        if acts and wandb:
+        described = about() if acts and (tensorboard or wandb) else None
+        if described and tensorboard:
+            writers.append(TensorBoardWriter(run.tensorboard, described))
+        if described and wandb:
             writers.append(at_once("connecting to Weights & Biases",
-                                   lambda: WandbWriter(run, wandb, about)))
+                                   partial(WandbWriter, run, wandb, described)))
     failed = True
     try:
         yield tuple(writers)

@@ -73,7 +73,7 @@ class KeptFeatures:
 
 def kept_file(folder: Path, gallery: Path, weights: Path, model: LoadedModel) -> Path:
     """Return the file for a gallery's features: its name is a hash of all that they depend on
-    besides the images. weights: the file from which the model was loaded."""
+    except the images. weights: the file from which the model was loaded."""
     parts = [
         VERSION, os.path.abspath(gallery), file_hash(weights), model.height, model.width,
         list(model.mean), list(model.std), TEST_RESIZE, decoder_name(str(model.device)),

@@ -141,7 +141,7 @@ def test_writers_are_closed_however_the_run_ends_and_are_told_which(
     run = Run(Path("runs/a/b"))
 
     def train() -> None:
-        with open_writers(run, tensorboard=True, wandb="persons", about=ABOUT) as opened:
+        with open_writers(run, tensorboard=True, wandb="persons", about=lambda: ABOUT) as opened:
             assert len(opened) == 2
             assert not Remembering.ends
             if failed:
@@ -155,7 +155,7 @@ def test_writers_are_closed_however_the_run_ends_and_are_told_which(
 
 
 def test_nothing_is_opened_that_nobody_asked_for(tmp_path: Path) -> None:
-    with open_writers(Run(tmp_path), tensorboard=False, wandb="", about=ABOUT) as opened:
+    with open_writers(Run(tmp_path), tensorboard=False, wandb="", about=lambda: ABOUT) as opened:
         assert opened == ()
     assert not list(tmp_path.iterdir())
 
@@ -165,7 +165,7 @@ def test_only_the_first_rank_has_writers(two_ranks: Any, tmp_path: Path) -> None
 
 
 def count_writers(folder: str) -> int:
-    with open_writers(Run(Path(folder)), tensorboard=True, wandb="", about=ABOUT) as opened:
+    with open_writers(Run(Path(folder)), tensorboard=True, wandb="", about=lambda: ABOUT) as opened:
         return len(opened)
 
 
