@@ -32,14 +32,19 @@ def by_name(entries: list[Entry]) -> dict[str, Entry]:
     return {one.name: one for one in entries}
 
 
+def stopped_at(make_run: MakeRun, *scores: float) -> None:
+    """Make a third run, which was stopped after epochs with these scores."""
+    run = make_run(3, "stopped")
+    for epoch, score in enumerate(scores):
+        run.log_metrics({"kind": "epoch", "epoch": epoch, "score": score})
+
+
 def test_runs_and_sweeps_are_listed_with_state_best_metric_and_notes(
     tmp_path: Path, make_run: MakeRun, make_sweep: Callable[..., Path]
 ) -> None:
     make_run(1, value=0.25)
     make_run(2, value=0.75)
-    going = make_run(3, "stopped")
-    for epoch, score in enumerate((0.1, 0.9, 0.4)):
-        going.log_metrics({"kind": "epoch", "epoch": epoch, "score": score})
+    stopped_at(make_run, 0.1, 0.9, 0.4)
     make_run(4, "failed", error="no\nluck")
     alone = make_run(5, "running", group="alone")
     folder = make_sweep()
@@ -64,9 +69,7 @@ def test_the_best_is_the_least_where_the_sweep_says_so(
 ) -> None:
     make_run(1, value=0.25)
     make_run(2, value=0.75)
-    going = make_run(3, "stopped")
-    for epoch, score in enumerate((0.5, 0.1, 0.4)):
-        going.log_metrics({"kind": "epoch", "epoch": epoch, "score": score})
+    stopped_at(make_run, 0.5, 0.1, 0.4)
     sweep, *runs = list_entries([make_sweep(mode="min")], SCORE)
     assert (sweep.value, runs[2].value) == (0.25, 0.1)
 

@@ -2,19 +2,14 @@
 
 import dataclasses
 import math
-import re
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import UserError
-from harness.config.fields import runtime
 from harness.config.signature import signature
-from harness.runs.experiment import Experiment
 from harness.sweeps.dimensions import Dimension
 from harness.sweeps.keys import Asha, Median, find_sweep
 from harness.sweeps.reading import (
@@ -23,63 +18,7 @@ from harness.sweeps.reading import (
     make_trial,
     read_sweep,
 )
-
-
-@dataclass
-class Train:
-    lr: float = 0.1
-    epochs: int = 4
-    width: int = 8
-    name: str = "plain"
-
-    def faults(self):
-        if self.epochs < 1:
-            yield "epochs", "must be at least 1"
-
-
-@dataclass
-class Place:
-    runs: str = runtime("runs")
-    name: str = runtime("")
-    threads: int = runtime(1)
-
-
-@dataclass
-class Config:
-    seed: int = 7
-    train: Train = field(default_factory=Train)
-    run: Place = field(default_factory=Place)
-
-    experiment: ClassVar[Experiment] = Experiment(metric="validation.mAP")
-
-
-METRICS = ["validation.mAP", "mAP"]
-
-
-@pytest.fixture
-def recipes(tmp_path: Path) -> Path:
-    folder = tmp_path / "recipes"
-    folder.mkdir()
-    (folder / "base.yaml").write_text("train: {epochs: 6}\nrun: {runs: here}\n")
-    return folder
-
-
-@pytest.fixture
-def read(tmp_path: Path, recipes: Path):
-    def read_text(text: str, *words: str):
-        file = tmp_path / "tried.yaml"
-        file.write_text(text)
-        return read_sweep(file, schema=Config, recipes=recipes, overrides=words, metrics=METRICS)
-
-    return read_text
-
-
-def faults_of(read, text: str, *words: str) -> list[str]:
-    """Return what is said about a faulty file, without its folder."""
-    with pytest.raises(UserError) as caught:
-        read(text, *words)
-    return [re.sub(r"/\S*/", "", line) for line in str(caught.value).splitlines()]
-
+from tests.harness.sweeps.small import Config, Train, faults_of
 
 # --- expanding ---
 

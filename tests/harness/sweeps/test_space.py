@@ -17,9 +17,7 @@ from harness.base.errors import UserError
 from harness.sweeps.conditions import Condition, read_condition
 from harness.sweeps.dimensions import Dimension
 from harness.sweeps.space import Point, Space, add_point, points_file, read_points
-from tests.harness.sweeps.test_reading import Config, faults_of, read, recipes
-
-__all__ = ["read", "recipes"]  # fixtures
+from tests.harness.sweeps.small import Config, faults_of
 
 
 def condition(text: str) -> Condition:

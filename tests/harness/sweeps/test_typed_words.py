@@ -6,25 +6,7 @@ import pytest
 
 from harness.base.errors import UserError
 from harness.sweeps.reading import read_sweep
-from tests.harness.sweeps.test_reading import METRICS, Config, faults_of
-
-
-@pytest.fixture
-def recipes(tmp_path: Path) -> Path:
-    folder = tmp_path / "recipes"
-    folder.mkdir()
-    (folder / "base.yaml").write_text("train: {epochs: 6}\nrun: {runs: here}\n")
-    return folder
-
-
-@pytest.fixture
-def read(tmp_path: Path, recipes: Path):
-    def read_text(text: str, *words: str):
-        file = tmp_path / "tried.yaml"
-        file.write_text(text)
-        return read_sweep(file, schema=Config, recipes=recipes, overrides=words, metrics=METRICS)
-
-    return read_text
+from tests.harness.sweeps.small import METRICS, Config, faults_of
 
 
 @pytest.mark.parametrize(
